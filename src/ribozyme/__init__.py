@@ -1,0 +1,38 @@
+"""RNA and single-cell foundation models, packed.
+
+>>> import ribozyme as rz
+>>> model = rz.load("rnafm-mini")
+>>> model.embed(["GGGAAACCC"]).shape[0]
+1
+
+Names are imported when they are first used: `import ribozyme` loads neither torch nor any model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from ribozyme.engine.load import load, models
+    from ribozyme.errors import RibozymeError
+
+_HOME = {
+    "load": "ribozyme.engine.load",
+    "models": "ribozyme.engine.load",
+    "RibozymeError": "ribozyme.errors",
+}
+
+__all__ = ["RibozymeError", "__version__", "load", "models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in {"pp", "pl"}:
+        return import_module(f"ribozyme.{name}")
+    raise AttributeError(f"module 'ribozyme' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "pl", "pp"])

@@ -1,0 +1,15 @@
+"""One folder a family: config.py, tokenizer.py (or vocab.py), model.py, formats.py.
+
+What the engine asks of a sequence family (`helix`, `rnafm`):
+
+`formats.recognises(checkpoint) -> bool`, `formats.load(checkpoint) -> (module, tokenizer)`,
+`formats.save(module, tokenizer, folder)`.
+
+The module: `module.config` (with `layers`, `dim`, `causal`, `max_letters`),
+`module.encode(batch: Packed, layer=-1) -> (T, d)` and `module.logits(rows) -> (T, vocabulary)`.
+
+The tokenizer: `letters` (id to string), `prefix` and `suffix` (special ids around a sequence),
+`mask_id` (or None), `unknown_id`, and `encode(sequence) -> int64 array`, one id a letter (or codon).
+
+`scgpt` reads cells: see `models/scgpt/model.py`.
+"""

@@ -1,0 +1,44 @@
+"""What was changed or left out on the way from input to result, counted by kind, said once."""
+
+import warnings
+from dataclasses import dataclass, field
+
+from ribozyme.errors import InputError, InputWarning
+
+
+@dataclass(slots=True)
+class Report:
+    """Counts of changes by kind, with the first examples.
+
+    A kind is a phrase that reads well after a count, such as "unknown letters read as <unk>".
+    With `strict`, the first entry is an `InputError`; otherwise `finish` issues one `InputWarning`.
+    """
+
+    strict: bool = False
+    examples: int = 3
+    counts: dict[str, int] = field(default_factory=dict)
+    where: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        """Count `count` changes of one kind at the place `where` (a record or gene name)."""
+        if count == 0:
+            return
+        if self.strict:
+            raise InputError(
+                f"{where}: {count:,} {kind}", hint="leave out strict to have this counted instead"
+            )
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        places = self.where.setdefault(kind, [])
+        if len(places) < self.examples:
+            places.append(where)
+
+    def lines(self) -> list[str]:
+        """One line a kind: the count, the kind, the first places."""
+        return [f"{n:,} {kind} (such as in {', '.join(self.where[kind])})" for kind, n in self.counts.items()]
+
+    def finish(self, stacklevel: int = 3) -> None:
+        """Warn once about everything counted so far, then start anew."""
+        if self.counts:
+            text = "; ".join(self.lines())
+            self.counts, self.where = {}, {}
+            warnings.warn(text, InputWarning, stacklevel=stacklevel)
