@@ -233,7 +233,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path}: refused: damaged, or more in it than tensors and plain settings ({type(error).__name__})",
+            f"{path}: refused: damaged, or holds more than tensors and settings ({type(error).__name__})",
             hint="files that need code to load are never executed; ask its author for safetensors",
         ) from error
     if not isinstance(content, dict):
