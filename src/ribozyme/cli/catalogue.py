@@ -1,0 +1,75 @@
+"""`ribozyme models | info | convert`: what there is, on what terms, and in which layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ribozyme import registry
+
+
+def models() -> None:
+    """List the models that are known by name."""
+    table = Table("name", "reads", "what it is", "licence of the weights", "from", box=None, pad_edge=False)
+    for model in registry.MODELS:
+        origin = model.hub.split("@")[0] if model.hub else "in the package"
+        origin += " (gated)" if model.gated else ""
+        table.add_row(model.name, registry.FAMILIES[model.family], model.about, model.licence, origin)
+    Console().print(table)
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="name, folder, file or hub id")],
+    download: Annotated[
+        bool, typer.Option("--download", help="fetch the weights if they are not here")
+    ] = False,
+) -> None:
+    """Source, revision, licence, citation, files and sizes of a model."""
+    from ribozyme.hub import cached_files
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    record = next((m for m in registry.MODELS if m.name == model), None)
+    if record is not None:
+        org, _, revision = (record.hub or "").partition("@")
+        table.add_row("name", record.name)
+        table.add_row("about", record.about)
+        table.add_row("licence", record.licence + (" (non-commercial)" if record.non_commercial else ""))
+        table.add_row("cite", record.cite)
+        table.add_row("source", org or "in the package")
+        if org:
+            table.add_row("revision", revision or "main")
+            table.add_row("access", "must be asked for on the hub" if record.gated else "open")
+        for file, path in cached_files(record).items():
+            table.add_row("file", f"{file}: {path or 'not fetched yet'}")
+    if record is None or record.hub is None or download:
+        _describe_weights(table, model)
+    Console().print(table, soft_wrap=True)
+
+
+def _describe_weights(table: Table, name: str) -> None:
+    from dataclasses import asdict
+
+    from ribozyme.engine.load import load
+
+    loaded = load(name, device="cpu")
+    count = sum(p.numel() for p in loaded.module.parameters())
+    table.add_row("parameters", f"{count:,}")
+    for key, value in asdict(loaded.config).items():
+        if not isinstance(value, (tuple, list, dict)):
+            table.add_row(key, str(value))
+
+
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="name, folder, file or hub id")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    layout: Annotated[
+        str, typer.Option(help="native, or a published layout of the model's family")
+    ] = "native",
+) -> None:
+    """Rewrite a checkpoint in another layout."""
+    from ribozyme.engine.load import load
+
+    load(checkpoint, device="cpu", dtype="float32").save(output, layout=layout)
+    print(output)

@@ -1,0 +1,124 @@
+"""`ribozyme embed | demo`: the main job, and a look at it."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from ribozyme.cli.language import Device, Dtype, Overlong, Strict
+from ribozyme.errors import ConfigError, InputError
+
+CELL_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr", ".loom", ".mtx", ".mtx.gz")
+T = TypeVar("T")
+
+
+def embed(
+    input: Annotated[
+        str, typer.Argument(help="sequences (FASTA, table, text, -) or cells (.h5ad, 10x, ...)")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the suffix chooses the format")],
+    model: Annotated[
+        str, typer.Option(help="name, folder, file or hub id; by default a mini model")
+    ] = "auto",
+    pooling: Annotated[str, typer.Option(help="mean, first, last, max, none, cls; cells: cls")] = "auto",
+    layer: Annotated[int, typer.Option(help="0 the input embedding, 1 ..., -1 the last layer")] = -1,
+    overlong: Overlong = "error",
+    batch_tokens: Annotated[int | None, typer.Option(help="tokens of a batch; default by device")] = None,
+    sequence_column: Annotated[
+        str | None, typer.Option(help="column of a table that holds sequences")
+    ] = None,
+    gene_column: Annotated[
+        str | None, typer.Option(help="var column with gene names; default: the best")
+    ] = None,
+    key_added: Annotated[str, typer.Option(help="obsm key in a .h5ad output")] = "X_ribozyme",
+    strict: Strict = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Embed sequences or cells."""
+    from ribozyme.engine.cells import CellModel
+    from ribozyme.engine.load import load
+    from ribozyme.io.tables import check_output
+
+    cells = _holds_cells(input)
+    if not (cells and output.suffix == ".h5ad"):
+        check_output(output)
+    name = model if model != "auto" else "scgpt-mini" if cells else "rnafm-mini"
+    loaded = load(name, device=device, dtype=dtype)
+    if isinstance(loaded, CellModel) != cells:
+        reads = "cells" if isinstance(loaded, CellModel) else "sequences"
+        raise ConfigError(f"{name} reads {reads}, and {input} holds {'cells' if cells else 'sequences'}")
+    if cells:
+        _embed_cells(loaded, input, output, pooling, layer, gene_column, key_added, batch_tokens, strict)
+        return
+    how = "mean" if pooling == "auto" else pooling
+    source = _sequences(input, sequence_column)
+    stream = loaded.stream(
+        source, pooling=how, layer=layer, overlong=overlong, batch_tokens=batch_tokens, strict=strict
+    )
+    _write_stream(output, stream, ragged=how == "none")
+
+
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder for pictures and embeddings")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Embed the example RNAs and cells with the models in the package; print a table, write pictures."""
+    from ribozyme.demo import report, run
+
+    report(run(output), output)
+
+
+def _holds_cells(source: str) -> bool:
+    path = Path(source)
+    if path.is_dir():
+        return True
+    return source.endswith(CELL_SUFFIXES)
+
+
+def _sequences(source: str, column: str | None) -> Any:
+    """The path itself, or its records where a column is named."""
+    if column is None:
+        return source
+    from ribozyme.io.sequences import read_sequences
+
+    return list(read_sequences(source, sequence_column=column))
+
+
+def _write_stream(output: Path, stream: Iterable[tuple[str, Any]], *, ragged: bool) -> None:
+    from ribozyme.io.tables import open_writer
+
+    with _progress("sequences") as advance, open_writer(output, ragged=ragged) as writer:
+        for name, array in stream:
+            writer.write(name, array)
+            advance(1)
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Any]:
+    """A counter with a rate on stderr when that is a terminal, else nothing."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} " + unit), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda count: progress.advance(task, count)
+
+
+def _embed_cells(
+    model: Any,
+    source: str,
+    output: Path,
+    pooling: str,
+    layer: int,
+    gene_column: str | None,
+    key_added: str,
+    batch_tokens: int | None,
+    strict: bool,
+) -> None:
+    raise InputError(f"{source}: not yet")

@@ -1,0 +1,152 @@
+"""From a stream of sequences to a stream of results: cut, plan, pack, run, put back in order.
+
+A *piece* is what goes through the network at once: a whole sequence, or one window of a long one.
+Results come in input order, one window of look-ahead at a time, so memory does not grow with the input.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.packing import Packed, plan
+from ribozyme.report import Report
+
+Array = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Overlong = Literal["error", "truncate", "window"]
+OVERLONG: tuple[Overlong, ...] = ("error", "truncate", "window")
+LOOK_AHEAD = 64
+"""Batches whose inputs are sorted together: enough that a batch has sequences of like length."""
+
+T = TypeVar("T")
+
+
+class Tokenizer(Protocol):
+    """What a sequence family's tokenizer offers (see `ribozyme.models`)."""
+
+    letters: tuple[str, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    mask_id: int | None
+    unknown_id: int
+
+    def encode(self, sequence: str) -> Ids: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Letters [start, start + len(ids)) of an input; `ids` has no special tokens."""
+
+    ids: Ids
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """How inputs longer than the network's window are handled.
+
+    longest : letters that fit, None for no limit
+    overlong : `error`, `truncate` (the first `longest` letters, counted) or `window` (overlapping windows)
+    overlap : letters that neighbouring windows share
+    """
+
+    longest: int | None
+    overlong: Overlong = "error"
+    overlap: int = 256
+
+    def __post_init__(self) -> None:
+        if self.overlong not in OVERLONG:
+            raise ConfigError(
+                f"overlong {self.overlong!r} does not exist", hint=f"one of {', '.join(OVERLONG)}"
+            )
+        if self.longest is not None and not 0 <= self.overlap < self.longest:
+            raise ConfigError(f"overlap {self.overlap} must be from 0 to {self.longest - 1}")
+
+    def cut(self, name: str, ids: Ids, report: Report) -> list[Piece]:
+        """The pieces of one input."""
+        if self.longest is None or len(ids) <= self.longest:
+            return [Piece(ids)]
+        if self.overlong == "error":
+            raise InputError(
+                f"{name!r} has {len(ids):,} letters; the model reads at most {self.longest:,}",
+                hint="choose 'window' (averages overlaps) or 'truncate' (keeps the 5' end, counted)",
+            )
+        if self.overlong == "truncate":
+            report.add("letters cut off at the 3' end", name, len(ids) - self.longest)
+            return [Piece(ids[: self.longest])]
+        count = -(-(len(ids) - self.overlap) // (self.longest - self.overlap))
+        starts = np.linspace(0, len(ids) - self.longest, count).astype(int).tolist()
+        return [Piece(ids[s : s + self.longest], s) for s in starts]
+
+
+def windows(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Cut a stream into lists whose sizes add up to about `limit`."""
+    held: list[T] = []
+    total = 0
+    for item in items:
+        held.append(item)
+        total += size(item)
+        if total >= limit:
+            yield held
+            held, total = [], 0
+    if held:
+        yield held
+
+
+@torch.inference_mode()
+def run(
+    pieces: Sequence[Piece],
+    tokenizer: Tokenizer,
+    device: torch.device,
+    budget: int,
+    compute: Callable[[Packed, tuple[int, ...]], Sequence[Tensor]],
+) -> list[Array]:
+    """`compute` on packed batches of `pieces`: one array a piece, in their order; equal pieces are run once.
+
+    compute : takes a batch (with special tokens) and the letters of each sequence; one tensor a sequence
+    """
+    first: dict[bytes, int] = {}
+    same_as = [first.setdefault(piece.ids.tobytes(), k) for k, piece in enumerate(pieces)]
+    distinct = sorted(first.values())
+    prefix, suffix = np.array(tokenizer.prefix, np.int64), np.array(tokenizer.suffix, np.int64)
+    around = len(prefix) + len(suffix)
+    results: dict[int, Array] = {}
+    for group in plan([len(pieces[k].ids) + around for k in distinct], budget):
+        chosen = [distinct[g] for g in group]
+        batch = Packed.of([np.concatenate([prefix, pieces[k].ids, suffix]) for k in chosen]).to(device)
+        outputs = compute(batch, tuple(len(pieces[k].ids) for k in chosen))
+        for k, output in zip(chosen, outputs):
+            results[k] = output.float().cpu().numpy()
+    return [results[k] for k in same_as]
+
+
+def letter_rows(rows: Tensor, batch: Packed, tokenizer: Tokenizer) -> Tensor:
+    """(T, ...) without the rows of special tokens: one row a letter."""
+    before, after = len(tokenizer.prefix), len(tokenizer.suffix)
+    if not before and not after:
+        return rows
+    ends = np.cumsum(batch.lengths)
+    keep = [
+        np.arange(end - length + before, end - after) for end, length in zip(ends.tolist(), batch.lengths)
+    ]
+    return rows[torch.from_numpy(np.concatenate(keep)).to(rows.device)]
+
+
+def stitch(pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
+    """Rows of overlapping windows into rows of the whole input, averaged where windows overlap."""
+    if len(pieces) == 1:
+        return rows[0]
+    length = max(p.start + len(p.ids) for p in pieces)
+    total = np.zeros((length, *rows[0].shape[1:]), np.float32)
+    seen = np.zeros((length,) + (1,) * (rows[0].ndim - 1), np.float32)
+    for piece, part in zip(pieces, rows):
+        inside = slice(piece.start, piece.start + len(piece.ids))
+        total[inside] += part
+        seen[inside] += 1
+    return total / seen

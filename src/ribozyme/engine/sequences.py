@@ -1,0 +1,353 @@
+"""What a user holds after `load`: a sequence model with one verb a question."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ribozyme.engine.device import batch_tokens as default_batch_tokens
+from ribozyme.engine.embed import (
+    LOOK_AHEAD,
+    Array,
+    Cutter,
+    Ids,
+    Overlong,
+    Piece,
+    Tokenizer,
+    letter_rows,
+    run,
+    stitch,
+    windows,
+)
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.io.sequences import Record, read_sequences
+from ribozyme.packing import POOLINGS, Packed, Pooling, pool
+from ribozyme.registry import Model
+from ribozyme.report import Report
+
+Compute = Callable[[Packed, tuple[int, ...]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The model's letters for one masked position, likeliest first.
+
+    position : index of the mask among the letters of its sequence, from 0
+    letters, probabilities : the best letters (codons), with their probabilities under the whole vocabulary
+    """
+
+    position: int
+    letters: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class SequenceModel:
+    """An RNA language model, ready to use.
+
+    module : the network, a `torch.nn.Module`; `config` its sizes; `tokenizer` its letters
+    record : its line in the registry, or None for a local file
+    """
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Tokenizer, device: torch.device, record: Model | None = None
+    ) -> None:
+        self.module = module.to(device).eval()
+        self.tokenizer = tokenizer
+        self.device = device
+        self.record = record
+
+    @property
+    def config(self) -> Any:
+        """The network's sizes (a frozen dataclass of its family)."""
+        return self.module.config
+
+    def embed(
+        self,
+        sequences: Any,
+        *,
+        pooling: str = "mean",
+        layer: int = -1,
+        overlong: Overlong = "error",
+        batch_tokens: int | None = None,
+        strict: bool = False,
+    ) -> Any:
+        """Embeddings of sequences.
+
+        Parameters
+        ----------
+        sequences : list of str or of (name, sequence), a Series, a path: whatever `read_sequences` takes
+        pooling : `mean` or `max` over the letters; `first` (also `cls`), the `<cls>` row where the model has
+            one, else the first letter; `last`, the last letter; `none`, one row a letter
+        layer : 0 is the input embedding, 1 ... the layers, -1 the last with its final norm
+        overlong : for inputs beyond the model's window: `error`, `truncate` or `window`
+        batch_tokens : tokens of a batch; by default what suits the device
+        strict : unknown letters and truncation are errors instead of one warning with counts
+
+        Returns
+        -------
+        (n, dim) float32 in input order; with `pooling="none"` a list of (letters_i, dim).
+
+        Raises
+        ------
+        InputError : no input, an empty sequence, a character that is no letter, or more than the window.
+        """
+        rows = [
+            row
+            for _, row in self.stream(
+                sequences,
+                pooling=pooling,
+                layer=layer,
+                overlong=overlong,
+                batch_tokens=batch_tokens,
+                strict=strict,
+            )
+        ]
+        return rows if pooling == "none" else np.stack(rows)
+
+    def stream(
+        self,
+        sequences: Any,
+        *,
+        pooling: str = "mean",
+        layer: int = -1,
+        overlong: Overlong = "error",
+        batch_tokens: int | None = None,
+        strict: bool = False,
+    ) -> Iterator[tuple[str, Array]]:
+        """As `embed`, one (name, array) at a time, in flat memory."""
+        how = self._pooling(pooling)
+        depth = self._layer(layer)
+
+        def pooled(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = self.module.encode(batch, layer=depth)
+            if how == "first":
+                return list(rows[batch.cu_seqlens[:-1].long()].float())
+            return list(pool(letter_rows(rows, batch, self.tokenizer), letters, how))
+
+        def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = self.module.encode(batch, layer=depth)
+            return list(letter_rows(rows, batch, self.tokenizer).split(letters))
+
+        if how == "none":
+            single, windowed, whole = each, each, stitch
+        elif how == "first":
+            single, windowed, whole = pooled, pooled, self._first_of_windows
+        else:
+            single, windowed, whole = pooled, each, _pool_windows(how)
+        yield from self._results(sequences, single, windowed, whole, overlong, batch_tokens, strict)
+
+    def logits(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> list[Array]:
+        """Scores of every letter of the vocabulary at every letter of each sequence.
+
+        Returns
+        -------
+        list of (letters_i, vocabulary) float32; columns are `tokenizer.letters`.
+
+        Raises
+        ------
+        CheckpointError : the checkpoint came without its language-model head.
+        """
+        self._need_head()
+        each = self._per_letter(lambda rows: self.module.logits(rows))
+        return [a for _, a in self._results(sequences, each, each, stitch, overlong, None, strict)]
+
+    def score(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> Array:
+        """Mean log-likelihood of the letters of each sequence under the model.
+
+        A causal model is scored on every letter but the first, given those before it; a masked model on every
+        letter, masked in turn (pseudo-log-likelihood, arXiv:1910.14659).
+
+        Returns
+        -------
+        (n,) float32, nats a letter, higher is likelier; NaN where a causal model is given a single letter.
+        """
+        self._need_head()
+        report = Report(strict)
+        one = self._causal_score if self.config.causal else self._masked_score
+        scores = [
+            self._mean_over_windows(one, pieces) for _, pieces in self._pieces(sequences, overlong, report)
+        ]
+        report.finish()
+        return np.array(scores, np.float32)
+
+    def fill(self, sequences: Any, *, top: int = 5, strict: bool = False) -> list[list[Filled]]:
+        """Rank the letters (codons) at each `<mask>` of each sequence.
+
+        Returns
+        -------
+        one list a sequence, with one `Filled` a mask, in order; empty for a sequence without a mask.
+
+        Raises
+        ------
+        ConfigError : a causal model has no masks.
+        """
+        if self.tokenizer.mask_id is None or self.config.causal:
+            raise ConfigError(
+                "this model predicts the next letter and has no <mask>", hint="use score, or a masked model"
+            )
+        self._need_head()
+        letters = self.tokenizer.letters
+        real = np.array([k for k, letter in enumerate(letters) if not letter.startswith("<")])
+        report = Report(strict)
+        filled: list[list[Filled]] = []
+        to_logits = self._per_letter(lambda rows: self.module.logits(rows).float().softmax(-1))
+        for _, pieces in self._pieces(sequences, "error", report):
+            [probabilities] = self._run(pieces, to_logits)
+            masked = np.flatnonzero(pieces[0].ids == self.tokenizer.mask_id)
+            filled.append([_ranked(int(p), probabilities[p], letters, real, top) for p in masked])
+        report.finish()
+        return filled
+
+    def untrained(self, seed: int = 0) -> "SequenceModel":
+        """The same network with fresh random weights, to see what training gave."""
+        module = copy.deepcopy(self.module).cpu()
+        module.initialise(torch.Generator().manual_seed(seed))
+        return SequenceModel(module, self.tokenizer, self.device)
+
+    def save(self, folder: str | Path, *, layout: str = "native") -> None:
+        """Write weights, sizes and vocabulary; `load(folder)` gives the same model back."""
+        self._formats().save(self.module, self.tokenizer, Path(folder), layout=layout)
+
+    def _formats(self) -> Any:
+        from importlib import import_module
+
+        return import_module(type(self.module).__module__.rpartition(".")[0] + ".formats")
+
+    def _pooling(self, pooling: str) -> Pooling:
+        if pooling == "cls" and self.tokenizer.prefix:
+            return "first"
+        if pooling not in POOLINGS:
+            hint = f"one of {', '.join(POOLINGS)}" + (", cls" if self.tokenizer.prefix else "")
+            raise ConfigError(f"pooling {pooling!r} does not exist for this model", hint=hint)
+        return pooling  # type: ignore[return-value]  # a member of POOLINGS
+
+    def _layer(self, layer: int) -> int:
+        deepest = self.config.layers
+        if not -deepest - 1 <= layer <= deepest:
+            raise ConfigError(
+                f"layer {layer} does not exist", hint=f"0 (input embedding) to {deepest}, or -1 for the last"
+            )
+        return layer if layer >= 0 else deepest + 1 + layer
+
+    def _need_head(self) -> None:
+        self.module.logits(torch.zeros(0, self.config.dim, device=self.device))
+
+    def _per_letter(self, head: Callable[[Tensor], Tensor]) -> Compute:
+        def compute(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = letter_rows(self.module.encode(batch), batch, self.tokenizer)
+            return list(head(rows).split(letters))
+
+        return compute
+
+    def _pieces(
+        self, sequences: Any, overlong: Overlong, report: Report
+    ) -> Iterator[tuple[str, list[Piece]]]:
+        longest = self.config.max_letters
+        cutter = Cutter(longest, overlong, overlap=0 if longest is None else longest // 4)
+        if not isinstance(sequences, Iterator) and not (isinstance(sequences, str) and sequences == "-"):
+            check = Report(report.strict)  # the whole input is looked at once before any long work starts
+            for record in read_sequences(sequences):
+                cutter.cut(record.name, self._encode(record, check), check)
+        for record in read_sequences(sequences):
+            yield record.name, cutter.cut(record.name, self._encode(record, report), report)
+
+    def _encode(self, record: Record, report: Report) -> Ids:
+        try:
+            ids = self.tokenizer.encode(record.sequence)
+        except InputError as error:
+            error.add_note(f"in sequence {record.name!r}")
+            raise
+        unknown = int((ids == self.tokenizer.unknown_id).sum())
+        report.add("letters that the model does not know, read as unknown", record.name, unknown)
+        return ids
+
+    def _run(self, pieces: Sequence[Piece], compute: Compute, budget: int | None = None) -> list[Array]:
+        return run(pieces, self.tokenizer, self.device, budget or default_batch_tokens(self.device), compute)
+
+    def _results(
+        self,
+        sequences: Any,
+        single: Compute,
+        windowed: Compute,
+        whole: Callable[[Sequence[Piece], Sequence[Array]], Array],
+        overlong: Overlong,
+        batch_tokens: int | None,
+        strict: bool,
+    ) -> Iterator[tuple[str, Array]]:
+        """`single` on inputs that fit the window; `windowed` on the windows of others, joined by `whole`."""
+        budget = batch_tokens or default_batch_tokens(self.device)
+        if budget < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
+        report = Report(strict)
+        ahead = LOOK_AHEAD * budget
+        named = self._pieces(sequences, overlong, report)
+        for group in windows(named, lambda item: sum(len(p.ids) for p in item[1]), ahead):
+            fits = [pieces[0] for _, pieces in group if len(pieces) == 1]
+            ready = iter(self._run(fits, single, budget))
+            for name, pieces in group:
+                if len(pieces) == 1:
+                    yield name, next(ready)
+                else:
+                    yield name, whole(pieces, self._run(pieces, windowed, budget))
+        report.finish()
+
+    def _first_of_windows(self, pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
+        """`<cls>` sees only its own window, so windows are averaged; the first letter is in the first one."""
+        return np.mean(rows, axis=0, dtype=np.float32) if self.tokenizer.prefix else rows[0]
+
+    def _mean_over_windows(self, score: Callable[[Piece], tuple[float, int]], pieces: list[Piece]) -> float:
+        totals = [score(piece) for piece in pieces]
+        terms = sum(n for _, n in totals)
+        return sum(total for total, _ in totals) / terms if terms else float("nan")
+
+    def _causal_score(self, piece: Piece) -> tuple[float, int]:
+        [logs] = self._run(
+            [piece], self._per_letter(lambda rows: self.module.logits(rows).float().log_softmax(-1))
+        )
+        after = piece.ids[1:]
+        return float(logs[np.arange(len(after)), after].sum(dtype=np.float64)), len(after)
+
+    def _masked_score(self, piece: Piece) -> tuple[float, int]:
+        length = len(piece.ids)
+        per_group = max(1, LOOK_AHEAD * default_batch_tokens(self.device) // length)
+        total = 0.0
+        for start in range(0, length, per_group):
+            places = np.arange(start, min(start + per_group, length))
+            masked = [np.where(np.arange(length) == p, self.tokenizer.mask_id, piece.ids) for p in places]
+            total += self._masked_group(masked, places, piece.ids)
+        return total, length
+
+    def _masked_group(self, masked: list[Ids], places: Ids, true: Ids) -> float:
+        """Log-likelihood of the true letters at `places`, one masked copy of the sequence a place."""
+        place_of = {ids.tobytes(): int(p) for ids, p in zip(masked, places)}
+
+        def compute(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = letter_rows(self.module.encode(batch), batch, self.tokenizer).split(letters)
+            ids = letter_rows(batch.ids, batch, self.tokenizer).split(letters)
+            spots = [place_of[one.cpu().numpy().tobytes()] for one in ids]
+            chosen = torch.stack([row[p] for row, p in zip(rows, spots)])
+            logs = self.module.logits(chosen).float().log_softmax(-1)
+            return list(logs)
+
+        logs = self._run([Piece(ids) for ids in masked], compute)
+        return float(sum(row[true[p]] for row, p in zip(logs, places)))
+
+
+def _pool_windows(how: Pooling) -> Callable[[Sequence[Piece], Sequence[Array]], Array]:
+    """Pool an input that was read in windows: its stitched letter rows, pooled as if read at once."""
+
+    def whole(pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
+        letters = torch.from_numpy(stitch(pieces, rows))
+        return pool(letters, [len(letters)], how)[0].numpy()
+
+    return whole
+
+
+def _ranked(position: int, row: Array, letters: tuple[str, ...], real: Ids, top: int) -> Filled:
+    best = real[np.argsort(-row[real], kind="stable")[:top]]
+    return Filled(position, tuple(letters[k] for k in best), tuple(float(row[k]) for k in best))
