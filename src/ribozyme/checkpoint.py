@@ -7,9 +7,7 @@ without a stated reason.
 
 import argparse
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ribozyme.errors import CheckpointError
+from ribozyme.files import AtomicFile as AtomicFile
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pt")
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -273,32 +272,3 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
         save_file(contiguous, temporary, metadata={"format": "pt"})
     with AtomicFile(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-
-
-class AtomicFile:
-    """`with AtomicFile(path) as temporary`: write `temporary`; it becomes `path` on success, or vanishes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with self.temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        self.temporary.chmod(0o666 & ~mask)
-        os.replace(self.temporary, self.path)
-        handle = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,0 +1,434 @@
+"""Sequences from files, tables and Python objects, one `Record` at a time, so memory stays flat.
+
+What a letter means is the tokenizer's concern. Here a sequence is anything that can be one: ASCII letters,
+`-` and `.` (gaps), `*`, `?`, `|`, and `<...>` (special tokens such as `<mask>`); everything else is an error
+that names file, record and place. Lower case is kept.
+"""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import dnaio
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from xopen import xopen
+
+from ribozyme.errors import InputError
+
+MAX_LETTERS = 50_000_000
+"""Longest sequence that is read; four times the longest human RNA gene, and 50 MB of memory."""
+MAX_RATIO, RATIO_FROM = 200, 64 * 2**20
+"""Past 64 MB, a compressed file may hold at most 200 times its size. Real sequences reach about 5 times, gzip
+at most 1,032: a small file that goes on and on is made to fill the memory or the disk."""
+CSV_BLOCK = 16 * 2**20
+"""Longest row of a .csv or .tsv in bytes; pyarrow reads in blocks of this size."""
+BATCH_ROWS = 256
+
+FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
+FASTQ = (".fq", ".fastq")
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+SUFFIXES = (*FASTA, *FASTQ, ".csv", ".tsv", ".parquet", ".txt")
+
+_NOT_A_LETTER = re.compile(r"[^A-Za-z\-.*?|<>]")
+_MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>"})
+
+
+class Record(NamedTuple):
+    """A sequence and its name."""
+
+    name: str
+    sequence: str
+
+
+def read_sequences(
+    source: Any, *, sequence_column: str | None = None, id_column: str | None = None
+) -> Iterator[Record]:
+    """Read sequences one by one.
+
+    Parameters
+    ----------
+    source : a path with one of the suffixes `.fa .fasta .fna .ffn .frn .fas .fq .fastq` (FASTA, FASTQ),
+        `.csv .tsv .parquet` (a table), `.txt` (one sequence a line), all but parquet also with `.gz .zst
+        .xz .bz2`; `-` for standard input (FASTA, FASTQ or one a line); or a list, iterator, array or Series
+        of strings or of (name, sequence) pairs; a mapping of names to sequences; a DataFrame.
+    sequence_column, id_column : columns of a table; `sequence` and, if there is one, `id` by default
+
+    Yields
+    ------
+    Records in input order. Results are positional, so names may repeat. A name ends at the first blank of a
+    FASTA header; a record without a name is called by its position, from 0 (by its index label in pandas).
+
+    Raises
+    ------
+    InputError : names the file, the record and the place of what cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _checked(*_from_path(source, sequence_column, id_column))
+    if hasattr(source, "columns") and hasattr(source, "__getitem__"):
+        return _checked("DataFrame", _from_frame(source, sequence_column, id_column), "row")
+    if sequence_column is not None or id_column is not None:
+        raise InputError(f"a column was named, but the input is a {type(source).__name__}, not a table")
+    return _checked(type(source).__name__, _from_objects(source), "item")
+
+
+# What every source gives: where it is (for messages), pairs of name and sequence, what a row is called.
+Pairs = Iterable[tuple[Any, Any]]
+Source = tuple[str, Pairs, str]
+
+
+def _checked(where: str, pairs: Pairs, row: str) -> Iterator[Record]:
+    """Records from pairs, each looked at; counts and places in messages start at 1, as people count."""
+    number = 0
+    try:
+        for number, (name, sequence) in enumerate(pairs, start=1):
+            called = str(number - 1) if _is_missing(name) or name == "" else str(name)
+            place = f"{where}, {row} {number:,}"
+            yield Record(called, _sequence(called, sequence, place))
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"{where}: not text, there is a byte 0x{byte:02x} after {row} {number:,}",
+            hint="is this a file of sequences? Names may be UTF-8",
+        ) from error
+    except (dnaio.FileFormatError, pa.ArrowException) as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{where}: cannot be read after {row} {number:,}: {message}") from error
+    if number == 0:
+        raise InputError(f"{where}: there are no sequences in it")
+
+
+def _sequence(name: str, sequence: Any, place: str) -> str:
+    if isinstance(sequence, bytes):
+        sequence = sequence.decode("latin-1")
+    if _is_missing(sequence):
+        raise InputError(f"{name!r} has no sequence, a missing value ({place})", hint="leave such rows out")
+    if not isinstance(sequence, str):
+        raise InputError(f"{name!r} is a {type(sequence).__name__}, not a string ({place})")
+    sequence = sequence.strip()
+    if not sequence:
+        raise InputError(f"{name!r} has an empty sequence ({place})", hint="leave such records out")
+    if len(sequence) > MAX_LETTERS:
+        raise InputError(
+            f"{name!r} has {len(sequence):,} letters; at most {MAX_LETTERS:,} are read ({place})"
+        )
+    if (wrong := _NOT_A_LETTER.search(sequence)) is not None:
+        raise InputError(
+            f"{name!r} has {wrong.group()!r} at position {wrong.start() + 1:,}, which is no letter ({place})",
+            hint="a sequence is of letters, gaps (-, .), * ? | and <mask>; is this a file of sequences?",
+        )
+    return sequence
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, pandas.NA, NaT."""
+    return value is None or (not isinstance(value, (str, bytes)) and str(value) in {"nan", "<NA>", "NaT"})
+
+
+# ---------------------------------------------------------------------------------------------- objects
+
+
+def _from_objects(source: Any) -> Pairs:
+    if isinstance(source, Mapping):
+        return source.items()
+    if isinstance(source, np.ndarray) and source.ndim != 1:
+        raise InputError(f"an array of sequences has one axis, this one has {source.ndim}")
+    if hasattr(source, "index") and hasattr(source, "items"):  # a pandas Series; its index has the names
+        return source.items()
+    if isinstance(source, bytes) or not isinstance(source, Iterable):
+        raise InputError(
+            f"sequences cannot be read from a {type(source).__name__}",
+            hint="give a path, a list of strings or of (name, sequence) pairs, or a column of a table",
+        )
+    return map(_pair, source)
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, (tuple, list)):
+        if len(item) != 2:
+            raise InputError(f"an item of {len(item)} parts; a (name, sequence) pair has two")
+        return item[0], item[1]
+    return None, item
+
+
+def _from_frame(frame: Any, sequence_column: str | None, id_column: str | None) -> Pairs:
+    columns = [str(name) for name in frame.columns]
+    sequence, name = choose_columns("the DataFrame", columns, sequence_column, id_column)
+    if name is not None:
+        return zip(frame[name], frame[sequence])
+    if hasattr(frame, "index"):
+        return zip(frame.index, frame[sequence])
+    return ((None, value) for value in frame[sequence])
+
+
+def choose_columns(
+    where: str, columns: list[str], sequence_column: str | None = None, id_column: str | None = None
+) -> tuple[str, str | None]:
+    """The columns of sequences and of names: those asked for, else `sequence` and, if it is there, `id`."""
+    sequence = sequence_column or "sequence"
+    for wanted, option in ((sequence, "sequence_column"), (id_column, "id_column")):
+        if wanted is None or wanted in columns:
+            continue
+        close = get_close_matches(wanted.lower(), [c.lower() for c in columns], n=1)
+        nearest = [c for c in columns if c.lower() in close]
+        raise InputError(
+            f"{where} has no column {wanted!r}; it has {', '.join(map(repr, columns[:20]))}"
+            + (f" and {len(columns) - 20} more" if len(columns) > 20 else ""),
+            hint=f"name it with {option}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+        )
+    return sequence, id_column or ("id" if "id" in columns else None)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _from_path(source: str | os.PathLike[str], sequence_column: str | None, id_column: str | None) -> Source:
+    name = os.fspath(source)
+    if name == "-":
+        return "standard input", _from_stdin(), "record"
+    path = Path(name)
+    _check_file(path, name)
+    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+    if suffix in {".csv", ".tsv", ".parquet"}:
+        read = _from_parquet if suffix == ".parquet" else _from_csv
+        return name, read(path, sequence_column, id_column), "row"
+    if sequence_column is not None or id_column is not None:
+        raise InputError(f"{path}: a column was named, but this is not a table (.csv, .tsv, .parquet)")
+    readers: dict[str, tuple[Callable[[Path], Pairs], str]] = {
+        **dict.fromkeys(FASTA, (_from_fasta, "record")),
+        **dict.fromkeys(FASTQ, (_from_fastq, "record")),
+        ".txt": (_from_text, "sequence"),
+    }
+    if suffix not in readers:
+        raise InputError(
+            f"{path}: the suffix {suffix!r} does not say how to read it",
+            hint=f"known are {', '.join(SUFFIXES)}, with {', '.join(COMPRESSED)} where compressed",
+        )
+    read_file, row = readers[suffix]
+    return name, read_file(path), row
+
+
+def _check_file(path: Path, name: str) -> None:
+    try:
+        exists, folder, empty = path.exists(), path.is_dir(), path.is_file() and path.stat().st_size == 0
+    except (OSError, ValueError):  # a string that cannot even be a path
+        exists = folder = empty = False
+    if not exists:
+        raise _no_such_file(path, name)
+    if folder:
+        raise InputError(f"{path}: this is a folder; a file of sequences is wanted")
+    if empty:
+        raise InputError(f"{path}: the file is empty")
+
+
+def _no_such_file(path: Path, name: str) -> InputError:
+    if re.fullmatch(r"[A-Za-z\-*<>\s]+", name):
+        return InputError(
+            f"one string was given ({name[:40]!r}), and no file is called so",
+            hint="a single sequence goes into a list: [sequence]",
+        )
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, beside, n=1)
+    return InputError(
+        f"{name[:200]}: there is no such file",
+        hint=f"did you mean {str(path.parent / close[0])!r}?" if close else None,
+    )
+
+
+class Guarded(io.RawIOBase):
+    """A decompressed stream that stops a bomb: it counts bytes in, out, and since the last `mark`.
+
+    A parser holds a whole record before it can say how long it is, so the limit must act here.
+    """
+
+    def __init__(self, file: BinaryIO, where: str, mark: bytes | None = None) -> None:
+        self.file = file
+        self.where = where
+        self.mark = mark
+        self.out = 0
+        self.since = 0
+        try:
+            self.content = xopen(file, "rb", threads=0)
+        except Exception as error:
+            raise InputError(f"{where}: cannot be opened ({error})") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        try:
+            data = self.content.read(len(view))
+        except Exception as error:  # every codec has errors of its own
+            raise InputError(
+                f"{self.where}: the compressed data are damaged or cut off ({error})", hint="fetch it again"
+            ) from error
+        if self.out == 0:
+            data = self._without_bom(data)
+        view[: len(data)] = data
+        self.out += len(data)
+        self._check(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.content.close()
+            self.file.close()
+        super().close()
+
+    def _without_bom(self, data: bytes) -> bytes:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{self.where}: the text is UTF-16", hint="save it as UTF-8 (or plain ASCII)")
+        while data == b"\xef\xbb\xbf"[: len(data)] and len(data) < 4 and (more := self.content.read(4)):
+            data += more
+        return data.removeprefix(b"\xef\xbb\xbf")
+
+    def _check(self, data: bytes) -> None:
+        if self.out > RATIO_FROM and self.file.seekable() and self.out > MAX_RATIO * self.file.tell():
+            raise InputError(
+                f"{self.where}: more than {MAX_RATIO} times its size when decompressed, "
+                f"{self.out:,} bytes so far",
+                hint="if it is really meant to be so, decompress it first",
+            )
+        if self.mark is None:
+            return
+        last = data.rfind(self.mark)
+        self.since = self.since + len(data) if last < 0 else len(data) - last
+        if self.since > MAX_LETTERS + 2**20:  # room for line ends and a header
+            raise InputError(f"{self.where}: a record of more than {MAX_LETTERS:,} letters")
+
+
+def _open(path: Path, mark: bytes | None = None) -> io.BufferedReader:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
+    return io.BufferedReader(Guarded(file, str(path), mark), 2**17)
+
+
+def _from_fasta(path: Path) -> Pairs:
+    with _open(path, mark=b">") as stream:
+        yield from _fasta(stream)
+
+
+def _from_fastq(path: Path) -> Pairs:
+    with _open(path, mark=b"\n") as stream:
+        yield from _fastq(stream)
+
+
+def _from_text(path: Path) -> Pairs:
+    with _open(path, mark=b"\n") as stream:
+        yield from _text(stream)
+
+
+def _fasta(stream: BinaryIO) -> Pairs:
+    # The type of the records is ours: dnaio's own refuses names that are not ASCII.
+    records: Iterable[Any] = dnaio.FastaReader(stream, sequence_class=_header_and_letters)
+    for header, sequence in records:
+        yield _name(header), "".join(sequence.split())
+
+
+def _header_and_letters(header: str, sequence: str, _: None) -> tuple[str, str]:
+    return header, sequence
+
+
+def _fastq(stream: BinaryIO) -> Pairs:
+    for record in dnaio.FastqReader(stream):
+        yield _name(record.name), record.sequence
+
+
+def _text(stream: BinaryIO) -> Pairs:
+    for line in io.TextIOWrapper(stream, encoding="utf-8"):
+        if line.strip():
+            yield None, line
+
+
+def _name(header: str) -> str:
+    """The header up to its first blank."""
+    parts = header.split(maxsplit=1)
+    return parts[0] if parts else ""
+
+
+def _from_stdin() -> Pairs:
+    stream = io.BufferedReader(Guarded(sys.stdin.buffer, "standard input"), 2**17)
+    first = stream.peek(1)[:1]
+    readers: dict[bytes, Callable[[BinaryIO], Pairs]] = {b">": _fasta, b"@": _fastq}
+    guarded = stream.raw
+    assert isinstance(guarded, Guarded)
+    guarded.mark = b">" if first == b">" else b"\n"
+    yield from readers.get(first, _text)(stream)
+
+
+# ----------------------------------------------------------------------------------------------- tables
+
+
+def _from_csv(path: Path, sequence_column: str | None, id_column: str | None) -> Pairs:
+    delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
+    reading = pa.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False)
+    parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=False)
+    with _open(path) as stream:
+        header = stream.peek(2**16).partition(b"\n")[0]
+        names = _header(path, header, delimiter)
+        sequence, name = choose_columns(str(path), names, sequence_column, id_column)
+        wanted = [sequence] if name is None else [name, sequence]
+        converting = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
+        )
+        with pa.csv.open_csv(stream, reading, parsing, converting) as batches:
+            for batch in batches:
+                yield from _rows(batch, sequence, name)
+
+
+def _header(path: Path, line: bytes, delimiter: str) -> list[str]:
+    try:
+        text = pa.csv.read_csv(
+            io.BytesIO(line + b"\n"), parse_options=pa.csv.ParseOptions(delimiter=delimiter)
+        )
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: the first line is not a header of columns ({error})") from error
+    return list(text.column_names)
+
+
+def _from_parquet(path: Path, sequence_column: str | None, id_column: str | None) -> Pairs:
+    try:
+        file = pa.parquet.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file ({error})", hint="fetch it again") from error
+    with file:
+        sequence, name = choose_columns(str(path), file.schema_arrow.names, sequence_column, id_column)
+        _check_type(path, file.schema_arrow.field(sequence))
+        _check_declared(path, file.metadata)
+        wanted = [sequence] if name is None else [name, sequence]
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
+        try:
+            yield from chain.from_iterable(_rows(batch, sequence, name) for batch in batches)
+        except OSError as error:
+            raise InputError(f"{path}: damaged ({error})", hint="fetch it again") from error
+
+
+def _check_type(path: Path, field: Any) -> None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise InputError(f"{path}: the column {field.name!r} holds {field.type}, not text")
+
+
+def _check_declared(path: Path, metadata: Any) -> None:
+    """Refuse a parquet file that says it unpacks to far more than it is."""
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).total_byte_size
+        if size > RATIO_FROM and size > MAX_RATIO * path.stat().st_size:
+            raise InputError(f"{path}: declares {size:,} bytes, more than {MAX_RATIO} times its size")
+
+
+def _rows(batch: Any, sequence: str, name: str | None) -> Pairs:
+    sequences = batch.column(sequence).to_pylist()
+    names = [None] * len(sequences) if name is None else batch.column(name).to_pylist()
+    return ((n, None if s in _MISSING else s) for n, s in zip(names, sequences))
