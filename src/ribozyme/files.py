@@ -7,6 +7,7 @@ be written, everything works and costs its time again.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -33,13 +34,53 @@ class AtomicFile:
             self.temporary.unlink(missing_ok=True)  # gone already after a commit
 
     def _commit(self) -> None:
-        with self.temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        self.temporary.chmod(0o666 & ~mask)  # mkstemp gives 0o600; a result is as readable as any new file
+        _sync(self.temporary)
+        self.temporary.chmod(0o666 & ~_umask())  # mkstemp gives 0o600; a result is readable as any new file
         os.replace(self.temporary, self.path)
         sync_folder(self.path.parent)
+
+
+class AtomicFolder:
+    """`with AtomicFolder(path) as temporary`: as `AtomicFile`, for a folder; an old one is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        self.temporary = Path(
+            tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
+        )
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _commit(self) -> None:
+        for path in self.temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        self.temporary.chmod(0o777 & ~_umask())
+        old = self.temporary.with_suffix(".old")
+        if self.path.exists():
+            os.replace(self.path, old)  # a folder cannot be replaced in one step
+        os.replace(self.temporary, self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        sync_folder(self.path.parent)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sync_folder(folder: Path) -> None:
