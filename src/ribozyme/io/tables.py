@@ -10,7 +10,8 @@ suffix     one vector a record                   one row a letter (`ragged`)
 .json      a list of {"id", "embedding"}; NaN is null
 ========== ===================================== ================================================
 
-Results are written as they come, so memory stays flat. All numbers are float32. Record i has the rows `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
+Results are written as they come, so memory stays flat. All numbers are float32. Record i has
+the rows `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
 """
 
 import json
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -171,11 +172,8 @@ class Npz:
 
     def __init__(self, path: Path, dim: int, ragged: bool) -> None:
         self.path, self.dim, self.ragged = path, dim, ragged
-        self.waiting = ExitStack()
-        self.rows = self.waiting.enter_context(tempfile.TemporaryFile(dir=path.parent))
-        self.names = self.waiting.enter_context(
-            tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")
-        )
+        self.rows = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115, closed in `close`
+        self.names = tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")  # noqa: SIM115
         self.lengths: list[int] = []
         self.width = 1
 
@@ -204,7 +202,8 @@ class Npz:
                     member.write(_offsets(self.lengths, np.int64).tobytes())
 
     def close(self) -> None:
-        self.waiting.close()
+        self.rows.close()
+        self.names.close()
 
 
 @contextmanager
