@@ -5,7 +5,6 @@ layout and our names. Nothing from a checkpoint is ever executed, nothing is fil
 without a stated reason.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ribozyme.errors import CheckpointError
 from ribozyme.files import AtomicFile as AtomicFile
+from ribozyme.tensors import read_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pt")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -96,7 +96,7 @@ class KeyMap:
             elif not any(fnmatchcase(name, pattern) for pattern in self.ignore):
                 unused.append(published)
         for ours, (parts, _) in ((k, v) for wanted in expected for k, v in self._fused(wanted)):
-            if all(part in found for part in parts):
+            if all(part in found for part in parts) and len({found[part].shape[1:] for part in parts}) == 1:
                 found[ours] = torch.cat([found.pop(part) for part in parts])
         for published, (ours, tensor) in twins.items():
             if ours not in found:
@@ -105,6 +105,11 @@ class KeyMap:
                 raise CheckpointError(f"{checkpoint.path}: {published!r} should equal {ours!r} and does not")
         self._check(checkpoint.path, found, expected, unused)
         return found
+
+    def names(self, published: Iterable[str]) -> dict[str, str]:
+        """Our name (a part of `fuse` under its own) to each published name that `rename` knows."""
+        pairs = ((_rewrite(self._stripped(name), self.rename), name) for name in published)
+        return {ours: name for ours, name in pairs if ours is not None}
 
     def invert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The published layout of our state dict (without tied twins)."""
@@ -133,6 +138,11 @@ class KeyMap:
                 return [(name, (parts, fuse.ratio))]
         return []
 
+    def _absent(self, name: str, found: Mapping[str, Tensor]) -> list[str]:
+        """What of a missing tensor is missing: it, or parts that it is joined from."""
+        parts = [part for _, (parts, _) in self._fused(name) for part in parts]
+        return [part for part in parts if part not in found] or [name]
+
     def _check(
         self,
         path: Path,
@@ -147,7 +157,7 @@ class KeyMap:
             if n in found and found[n].shape != s
         ]
         problems = {
-            "missing": [n for n in shapes if n not in found],
+            "missing": [part for n in shapes if n not in found for part in self._absent(n, found)],
             "unused": unused + [n for n in found if n not in shapes],
             "of another shape": misshapen,
         }
@@ -189,6 +199,9 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a weight file, or a folder that holds one, without executing anything in it.
 
+    A `config.json` or `args.json` beside it belongs to it if the folder was named or the file is called as in
+    `WEIGHT_FILES`; settings inside a fairseq file count where there is none.
+
     Raises
     ------
     CheckpointError : no weight file, a damaged one, or one with more in it than tensors and plain settings.
@@ -198,11 +211,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: there is no such file or folder")
     folder = weights.parent
     config: dict[str, Any] = {}
-    for name in ("config.json", "args.json"):
-        if path.is_dir() and (folder / name).is_file():
-            config = read_json(folder / name)
-            break
-    tensors, inside = _read_tensors(weights)
+    if path.is_dir() or path.name in WEIGHT_FILES:
+        beside = (folder / name for name in ("config.json", "args.json"))
+        config = next((read_json(one) for one in beside if one.is_file()), {})
+    tensors, inside = read_tensors(weights)
     return Checkpoint(weights, tensors, config or inside, folder)
 
 
@@ -210,40 +222,13 @@ def _weight_file(folder: Path) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    loose = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"})
+    loose = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if len(loose) == 1:
         return loose[0]
     what = "no weight file" if not loose else f"{len(loose)} weight files ({_some([p.name for p in loose])})"
     raise CheckpointError(
         f"{folder}: {what}", hint=f"expected one of {', '.join(WEIGHT_FILES)}, or name the file itself"
     )
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path), {}
-        except (SafetensorError, ValueError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: not a whole safetensors file ({error})", hint="fetch it again"
-            ) from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: refused: damaged, or holds more than tensors and settings ({type(error).__name__})",
-            hint="files that need code to load are never executed; ask its author for safetensors",
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    settings = content.get("args")
-    inside = dict(vars(settings)) if isinstance(settings, argparse.Namespace) else {}
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}, inside
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -253,10 +238,14 @@ def read_json(path: Path) -> dict[str, Any]:
     ------
     CheckpointError : too large, not JSON, or not an object.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error.strerror})") from error
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
