@@ -9,10 +9,13 @@ from torch import Tensor
 from ribozyme.packing import bounds
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool = False) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(e)) v inside each sequence.
 
     q : (T, H, e); k, v : (T, G, e) with H a multiple of G: query head h reads key head h // (H / G).
+    dropout : the share of the probabilities that is zeroed, in training.
     Returns (T, H, e). A token never sees another sequence.
     """
     grouped = q.shape[1] != k.shape[1]
@@ -20,7 +23,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bo
     parts = []
     for start, end in bounds(cu_seqlens):
         qh, kh, vh = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-        one = F.scaled_dot_product_attention(qh, kh, vh, is_causal=causal, enable_gqa=grouped)
+        one = F.scaled_dot_product_attention(
+            qh, kh, vh, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+        )
         rows = one[0].transpose(0, 1)
         if out is None:
             parts.append(rows)
