@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""The recipes of the small models in the package: python scripts/train_mini.py rnafm-mini [--steps N]
+
+Reads the corpora under RIBOZYME_DATA (default ../shared/data), trains on one CPU core in well under an hour
+a model, and writes weights, settings and the model card to src/ribozyme/weights/NAME.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ribozyme.packing import Packed
+from ribozyme.train.pretrain import History, Recipe, masked_letters, next_letter, pretrain, shuffled
+
+DATA = Path(os.environ.get("RIBOZYME_DATA", Path(__file__).parents[2] / "shared" / "data"))
+WEIGHTS = Path(__file__).parents[1] / "src" / "ribozyme" / "weights"
+VALIDATION = 500  # sequences kept apart, for the loss in the card
+
+
+@dataclass
+class Run:
+    """One model with its data: everything that `main` needs to train, judge and save it."""
+
+    module: Any
+    tokens: Any  # tokenizer or vocabulary, whatever the family's formats.save takes
+    batches: Iterator[Packed]
+    loss: Callable[[Packed], torch.Tensor]
+    held_out: list[Packed]
+    recipe: Recipe
+    about: str
+
+
+def rnafm_mini(steps: int) -> Run:
+    from ribozyme.models.rnafm.config import Config
+    from ribozyme.models.rnafm.model import RNAFM
+    from ribozyme.models.rnafm.tokenizer import Tokenizer
+
+    config = Config(layers=6, dim=128, heads=4, ffn_dim=512, contact_head=False)
+    module, tokenizer = RNAFM(config), Tokenizer(config.vocabulary)
+    module.initialise(torch.Generator().manual_seed(0))
+    table = pd.read_parquet(DATA / "ncrna" / "corpus.parquet", columns=["sequence"])
+    around = (np.array(tokenizer.prefix), np.array(tokenizer.suffix))
+    ids = [np.concatenate([around[0], tokenizer.encode(s)[:1022], around[1]]) for s in table["sequence"]]
+    train, held = split(ids)
+    letters = torch.tensor([tokenizer.letters.index(letter) for letter in "ACGU"])
+    loss = masked_letters(module, tokenizer.mask_id, letters, torch.Generator().manual_seed(1))
+    return Run(
+        module, tokenizer, shuffled(train, 4096, 512, np.random.default_rng(0)), loss, fixed(held, 512),
+        Recipe(steps=steps, learning_rate=1e-3), "ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
+    )  # fmt: skip
+
+
+def helix_mrna_mini(steps: int) -> Run:
+    from ribozyme.models.helix.config import Config
+    from ribozyme.models.helix.model import HelixMRNA
+    from ribozyme.models.helix.tokenizer import Tokenizer
+
+    config = Config(dim=128, heads=8, head_dim=32, state=64, attention_heads=8, kv_heads=4)
+    module, tokenizer = HelixMRNA(config), Tokenizer()
+    module.initialise(torch.Generator().manual_seed(0))
+    table = pd.read_parquet(DATA / "mrna" / "corpus.parquet", columns=["sequence", "cds_start", "cds_end"])
+    generator = np.random.default_rng(0)
+    ids = [tokenizer.encode(marked(*row, generator)) for row in table.itertuples(index=False)]
+    train, held = split(ids)
+    weights = torch.ones(config.vocab_size)
+    weights[tokenizer.letters.index("E")] = 0.2  # E follows from the frame: easy, and not what we want learnt
+    return Run(
+        module, tokenizer, shuffled(train, 4096, 1024, np.random.default_rng(1)), next_letter(module, weights),
+        fixed(held, 1024), Recipe(steps=steps, learning_rate=3e-3), "mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
+    )  # fmt: skip
+
+
+def marked(sequence: str, start: int, end: int, generator: np.random.Generator) -> str:
+    """The sequence, with E before every codon of its CDS in 60 % of the cases."""
+    from ribozyme.pp.codons import mark_codons
+
+    if start < 0 or (end - start) % 3 or generator.random() > 0.6:
+        return sequence
+    return mark_codons(sequence, start, end)
+
+
+def split(ids: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Training part and the sequences kept apart, shuffled once."""
+    order = np.random.default_rng(2).permutation(len(ids))
+    return [ids[k] for k in order[VALIDATION:]], [ids[k] for k in order[:VALIDATION]]
+
+
+def fixed(held: list[Any], longest: int) -> list[Packed]:
+    """The held-out sequences in a few batches."""
+    return [Packed.of([ids[:longest] for ids in held[k : k + 20]]) for k in range(0, len(held), 20)]
+
+
+@torch.no_grad()
+def held_out_loss(run: Run) -> float:
+    """Mean loss on the held-out batches (masks drawn as in training)."""
+    return float(np.mean([float(run.loss(batch)) for batch in run.held_out]))
+
+
+RECIPES = {"rnafm-mini": (rnafm_mini, 6000), "helix-mrna-mini": (helix_mrna_mini, 4000)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    make, steps = RECIPES[options.name]
+    torch.manual_seed(0)
+    run = make(options.steps or steps)
+    folder = options.output or WEIGHTS / options.name
+    formats_of(run.module)  # a broken writer is found before hours of work, not after
+    before = held_out_loss(run)
+
+    def log(history: History) -> None:
+        print(f"step {history.steps[-1]:6d}  loss {history.losses[-1]:.4f}  "
+              f"{history.tokens[-1] / history.seconds[-1]:7.0f} tokens/s", flush=True)  # fmt: skip
+        if history.steps[-1] % 500 == 0:
+            save(run, folder, options.name, history, before)
+
+    history = pretrain(run.module, run.batches, run.loss, run.recipe, log=log)
+    save(run, folder, options.name, history, before)
+
+
+def formats_of(module: Any) -> Any:
+    """The readers and writers of the module's family."""
+    return import_module(type(module).__module__.rpartition(".")[0] + ".formats")
+
+
+def save(run: Run, folder: Path, name: str, history: History, before: float) -> None:
+    """Weights, settings and card."""
+    run.module.eval()
+    after = held_out_loss(run)
+    formats_of(run.module).save(run.module, run.tokens, folder)
+    card = {
+        "name": name, "trained_on": run.about, "licence": "Apache-2.0", "steps": history.steps[-1],
+        "tokens": history.tokens[-1], "seconds": round(history.seconds[-1]), "held_out_loss": round(after, 4),
+        "held_out_loss_untrained": round(before, 4), "recipe": f"scripts/train_mini.py {name}",
+    }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    curve = {"steps": history.steps, "losses": [round(x, 4) for x in history.losses]}
+    (folder / "curve.json").write_text(json.dumps(curve) + "\n")
+    run.module.train()
+
+
+if __name__ == "__main__":
+    main()

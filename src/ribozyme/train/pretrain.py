@@ -1,0 +1,154 @@
+"""Pretraining from scratch: the objectives of the three models, and one plain loop over packed batches."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribozyme.packing import Packed
+
+Ids = npt.NDArray[np.int64]
+Loss = Callable[[Packed], Tensor]
+NO_DECAY = ("norm", "bias", "A_log", "D", "dt_bias")
+"""Parameters whose name ends in, or has a part of, one of these are not decayed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A warmup-stable-decay schedule for AdamW (arXiv:2404.06395)."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: float = 0.02
+    decay: float = 0.4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: up over `warmup`, level, linearly to zero over the last `decay`."""
+        done = (step + 1) / self.steps
+        rising = min(1.0, done / self.warmup) if self.warmup else 1.0
+        falling = min(1.0, (1 - done) / self.decay + 1 / self.steps) if self.decay else 1.0
+        return self.learning_rate * min(rising, falling)
+
+
+@dataclass(slots=True)
+class History:
+    """What was seen while training: steps, tokens, seconds, losses."""
+
+    steps: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+def pretrain(
+    module: nn.Module,
+    batches: Iterable[Packed],
+    loss: Loss,
+    recipe: Recipe,
+    *,
+    log: Callable[[History], None] | None = None,
+    every: int = 50,
+) -> History:
+    """Train `module` on `batches` for `recipe.steps` steps; `log` is called every `every` steps.
+
+    Raises
+    ------
+    FloatingPointError : the loss became NaN or infinite.
+    """
+    optimizer = torch.optim.AdamW(_groups(module, recipe.weight_decay), lr=0.0, betas=(0.9, 0.98))
+    history, recent, tokens, begin = History(), [], 0, time.monotonic()
+    module.train()
+    for step, batch in zip(range(recipe.steps), batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        value = loss(batch)
+        if not math.isfinite(value.item()):
+            raise FloatingPointError(f"the loss is {value.item()} at step {step}")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        optimizer.step()
+        recent.append(value.item())
+        tokens += len(batch.ids)
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            history.steps.append(step + 1)
+            history.tokens.append(tokens)
+            history.seconds.append(time.monotonic() - begin)
+            history.losses.append(float(np.mean(recent)))
+            recent = []
+            if log is not None:
+                log(history)
+    module.eval()
+    return history
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        plain = parameter.ndim < 2 or any(part in name.split(".") for part in NO_DECAY)
+        groups[plain].append(parameter)
+    return [
+        {"params": groups[False], "weight_decay": weight_decay},
+        {"params": groups[True], "weight_decay": 0.0},
+    ]
+
+
+def shuffled(
+    sequences: Sequence[Ids], budget: int, longest: int, generator: np.random.Generator
+) -> Iterator[Packed]:
+    """Endless packed batches of about `budget` tokens; of a sequence past `longest` a random part."""
+    while True:
+        held: list[Ids] = []
+        size = 0
+        for index in generator.permutation(len(sequences)):
+            ids = sequences[index]
+            start = int(generator.integers(len(ids) - longest + 1)) if len(ids) > longest else 0
+            held.append(ids[start : start + longest])
+            size += len(held[-1])
+            if size >= budget:
+                yield Packed.of(held)
+                held, size = [], 0
+
+
+def next_letter(module: nn.Module, weights: Tensor | None = None) -> Loss:
+    """Cross-entropy of each letter given those before it; `weights` (vocabulary,) weighs the letters."""
+
+    def loss(batch: Packed) -> Tensor:
+        rows = module.encode(batch)  # type: ignore[operator]
+        last = batch.cu_seqlens[1:].long() - 1
+        inner = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+        inner[last] = False
+        target = batch.ids.roll(-1)[inner]
+        return F.cross_entropy(module.logits(rows[inner]), target, weight=weights)  # type: ignore[operator]
+
+    return loss
+
+
+def masked_letters(
+    module: nn.Module, mask_id: int, letters: Tensor, generator: torch.Generator, share: float = 0.15
+) -> Loss:
+    """Cross-entropy at `share` of the letters: 80 % masked, 10 % swapped, 10 % left (arXiv:1810.04805).
+
+    letters : ids that may be chosen and that replace, without special tokens
+    """
+
+    def loss(batch: Packed) -> Tensor:
+        ids = batch.ids
+        draw = torch.rand(ids.shape, generator=generator)
+        chosen = (draw < share) & torch.isin(ids, letters)
+        kind = torch.rand(ids.shape, generator=generator)
+        other = letters[torch.randint(len(letters), ids.shape, generator=generator)]
+        seen = torch.where(chosen & (kind < 0.8), mask_id, ids)
+        seen = torch.where(chosen & (kind >= 0.9), other, seen)
+        rows = module.encode(replace(batch, ids=seen))  # type: ignore[operator]
+        return F.cross_entropy(module.logits(rows[chosen]), ids[chosen])  # type: ignore[operator]
+
+    return loss

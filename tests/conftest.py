@@ -1,0 +1,23 @@
+"""Tiny random models of every family, for tests that hold for all of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The development data, or a skip with a clear word."""
+    folder = Path(os.environ.get("RIBOZYME_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the development data are not at {folder}; set RIBOZYME_DATA")
+    return folder
