@@ -1,0 +1,266 @@
+"""State-space duality, the scan of Mamba-2 (arXiv:2405.21060), over packed sequences.
+
+T tokens end to end, H heads of P channels, G groups of heads that share B and C, N numbers of state:
+
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T        y_t = S_t C_t        S (H, P, N), 0 before a sequence
+
+`ssd_reference` is this recurrence. `ssd` cuts each sequence into chunks of Q tokens, counted from its own
+start, and turns the recurrence into matrix products. With s the running sum of dt A inside a chunk:
+
+    y_i = sum_{j<=i} (C_i . B_j) exp(s_i - s_j) dt_j x_j  +  exp(s_i) C_i . S      S: state before the chunk
+    S'  = exp(s_Q) S + sum_j exp(s_Q - s_j) dt_j x_j B_j^T                         S': state after it
+
+For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i - m) exp(m - s_j), it leaves
+products that all heads of a group share. That is exact while both factors can be written down, so a head
+that forgets too fast for it (|s_Q| > 80 anywhere in a block of chunks) gets its own matrix instead.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ribozyme.nn.norm import at_least_float32
+from ribozyme.packing import bounds
+
+Array = npt.NDArray[np.int64]
+
+SEPARABLE = 80.0  # exp(40) = 2e17: far from the ends of float32, sums of such terms included
+
+
+def ssd_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    cu_seqlens: Tensor,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence, token by token; shapes as in `ssd`."""
+    heads, dim = x.shape[1:]
+    B, C = (m.repeat_interleave(heads // m.shape[1], dim=1) for m in (B, C))
+    if state is None:
+        state = x.new_zeros(len(cu_seqlens) - 1, heads, dim, B.shape[-1])
+    rows, last = [], []
+    for (start, end), S in zip(bounds(cu_seqlens), state):
+        for t in range(start, end):
+            decay = torch.exp(dt[t] * A)
+            S = decay[:, None, None] * S + torch.einsum("h,hp,hn->hpn", dt[t], x[t], B[t])
+            rows.append(torch.einsum("hpn,hn->hp", S, C[t]))
+        last.append(S)
+    return torch.stack(rows), torch.stack(last)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some chunks of some sequences that are computed together, chunk number by chunk number.
+
+    tokens : (R, Q) the tokens of R chunks; past the end of a sequence its last token again
+    padding : (R, Q, 1) True there, or None if there is no such place
+    steps : how many of the R chunks have the same number; never rises, the sequences keep their order
+    following : (R,) the row of the next chunk of the same sequence, or R
+    """
+
+    tokens: Tensor
+    padding: Tensor | None
+    steps: tuple[int, ...]
+    following: Tensor
+
+    @classmethod
+    def of(cls, starts: Array, members: Array, first: int, steps: list[int], size: int) -> "Block":
+        """Chunks `first`, `first + 1` ... of `members`, of which `steps` are long enough."""
+        number = np.repeat(np.arange(first, first + len(steps)), steps)
+        member = np.concatenate([np.arange(count) for count in steps])
+        end = starts[members + 1][member][:, None]
+        tokens = (starts[members][member] + number * size)[:, None] + np.arange(size)
+        following = np.arange(len(number)) + np.repeat(steps, steps)
+        goes_on = member < np.repeat([*steps[1:], 0], steps)
+        padding = tokens >= end
+        return cls(
+            tokens=torch.from_numpy(np.minimum(tokens, end - 1)),
+            padding=torch.from_numpy(padding)[..., None] if padding.any() else None,
+            steps=tuple(steps),
+            following=torch.from_numpy(np.where(goes_on, following, len(number))),
+        )
+
+    def to(self, device: torch.device) -> "Block":
+        """The same block on another device."""
+        padding = None if self.padding is None else self.padding.to(device)
+        return Block(self.tokens.to(device), padding, self.steps, self.following.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """How a batch is cut for `ssd`; made once for all layers.
+
+    The cuts of a sequence depend on its length alone. Sequences are taken longest first, so that the
+    carry runs over all of them at once, and in blocks of bounded size, so that a long one needs no more
+    memory than its own rows.
+
+    groups : sequences (by number) that run together, with their blocks in order of time
+    places : (T,) where the row of each token comes out, counted over all blocks
+    """
+
+    cu_seqlens: Tensor
+    groups: tuple[tuple[Tensor, tuple[Block, ...]], ...]
+    places: Tensor
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, size: int = 64, block: int = 2048) -> "Chunks":
+        """Cut into chunks of `size` tokens, worked on `block` tokens at a time."""
+        starts = np.asarray(cu_seqlens.tolist())
+        lengths = np.diff(starts)
+        size = int(min(size, -(-lengths.max() // 8) * 8))  # a lone chunk needs no more room than its tokens
+        rows = max(1, block // size)
+        longest_first = np.argsort(-lengths, kind="stable")
+        groups = []
+        for members in np.split(longest_first, range(rows, len(longest_first), rows)):
+            steps = _steps(lengths[members], size, rows)
+            blocks = tuple(Block.of(starts, members, first, counts, size) for first, counts in steps)
+            groups.append((torch.from_numpy(members), blocks))
+        places = _places([block for _, blocks in groups for block in blocks])
+        device = cu_seqlens.device
+        moved = tuple((m.to(device), tuple(b.to(device) for b in blocks)) for m, blocks in groups)
+        return cls(cu_seqlens, moved, places.to(device))
+
+
+def _steps(lengths: Array, size: int, rows: int) -> Iterator[tuple[int, list[int]]]:
+    """Runs of chunk numbers, at most `rows` chunks in a run: the first number, the chunks of each."""
+    first, counts = 0, list[int]()
+    for number in range(-(-int(lengths.max()) // size)):
+        count = int((lengths > number * size).sum())
+        if counts and sum(counts) + count > rows:
+            yield first, counts
+            first, counts = number, []
+        counts.append(count)
+    yield first, counts
+
+
+def _places(blocks: list[Block]) -> Tensor:
+    """Where each token first stands; its repeats, which fill the padding, come after it."""
+    tokens = np.concatenate([block.tokens.numpy().ravel() for block in blocks])
+    return torch.from_numpy(np.unique(tokens, return_index=True)[1])
+
+
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunks: Chunks, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The scan in chunks.
+
+    x : (T, H, P); dt : (T, H), positive; A : (H,), negative; B, C : (T, G, N), head h reads group h // (H / G)
+    state : (n, H, P, N) of each sequence before its first token, else 0
+    Returns y (T, H, P) and the state of each sequence after its last token, float32 at least.
+    """
+    (tokens, heads, dim), (groups, size) = x.shape, B.shape[1:]
+    x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
+    sequences = len(chunks.cu_seqlens) - 1
+    if state is None:
+        state = x.new_zeros(sequences, heads, dim, size)
+    inner = state.to(x.dtype).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)  # (n, G, N, K P)
+    remember = torch.is_grad_enabled() and len(chunks.groups) + len(chunks.groups[0][1]) > 2
+    rows, finals, order = [], [], []
+    with torch.autocast(x.device.type, enabled=False):
+        for members, blocks in chunks.groups:
+            carried, ended = inner[members], list[Tensor]()
+            for block in blocks:
+                going = block.steps[0]
+                ended.insert(0, carried[going:])
+                inputs = (x, dt, A, B, C, carried[:going], block)
+                if remember:  # keep the inputs alone, compute the rest again for the gradient
+                    y, carried = checkpoint(_scan, *inputs, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    y, carried = _scan(*inputs)
+                rows.append(y)
+            finals += [carried, *ended]
+            order.append(members)
+    y = (rows[0] if len(rows) == 1 else torch.cat(rows)).index_select(0, chunks.places)
+    final = torch.cat(finals)[torch.cat(order).argsort()]
+    final = final.unflatten(3, (-1, dim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
+    return y.view(tokens, heads, dim), final
+
+
+def _scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, block: Block
+) -> tuple[Tensor, Tensor]:
+    """One block of R chunks: y (R Q, H P), and the states (m, G, N, K P) of its m sequences after it."""
+    (rows, length), (heads, dim), groups = block.tokens.shape, x.shape[1:], B.shape[1]
+    x, dt, B, C = (
+        m.index_select(0, block.tokens.flatten()).unflatten(0, (rows, length)) for m in (x, dt, B, C)
+    )
+    if block.padding is not None:
+        dt = dt.masked_fill(block.padding, 0)  # no decay and no input: the state stays as it is
+    B, C = (m.transpose(1, 2).flatten(0, 1) for m in (B, C))  # (R G, Q, N)
+    s = (dt * A).cumsum(1)  # (R, Q, H)
+    end = s[:, -1]
+    own = end.abs().amax(0) > SEPARABLE  # (H,) heads that need a matrix of their own
+    alone = own.nonzero()[:, 0]
+
+    m = torch.where(own, 0, end / 2)  # states are kept as exp(m) S, so that the reader needs no factor
+    m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
+    scale = dt * torch.exp(torch.where(own, end, m)[:, None] - s)
+    u = _by_group(x * scale[..., None], groups)  # (R G, Q, K P)
+    keep = torch.exp(end - m + m_next)
+    take = torch.where(own, 1, keep)
+    added = torch.bmm(B.mT, u).unflatten(0, (rows, groups)) * _per_channel(take, groups, dim)
+    entering, state = _carry(
+        state * _per_channel(torch.exp(m[: len(state)]), groups, dim),
+        added,
+        _per_channel(keep, groups, dim),
+        block.steps,
+    )
+    products = torch.bmm(C, B.mT).tril()  # (R G, Q, Q), shared by the heads of a group
+    y = torch.bmm(C, entering.flatten(0, 1))  # (R G, Q, K P)
+    if len(alone) == 0:
+        y = torch.baddbmm(y, products, u)
+    elif len(alone) < heads:
+        others = _per_channel((~own).to(u.dtype).expand(rows, -1), groups, dim).flatten(0, 1)
+        y = torch.baddbmm(y, products, u * others)
+    y = y.view(rows, groups, length, -1).transpose(1, 2).unflatten(3, (-1, dim)).flatten(2, 3)
+    y = y * torch.exp(s - m[:, None])[..., None]  # (R, Q, H, P)
+    if len(alone):
+        products = products.unflatten(0, (rows, groups))[:, alone // (heads // groups)]
+        y = y.index_add(2, alone, _within(products, s[..., alone], dt[..., alone], x[:, :, alone]))
+    return y.flatten(2).flatten(0, 1), state
+
+
+def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
+    """The part of y from the same chunk, with the full matrix of decays of each head.
+
+    products : (R, h, Q, Q); s, dt : (R, Q, h); x : (R, Q, h, P)
+    """
+    s, dt = s.mT, dt.mT
+    later = torch.ones(s.shape[-1], s.shape[-1], dtype=torch.bool, device=s.device).triu(1)
+    decay = (
+        (s[..., :, None] - s[..., None, :]).masked_fill(later, -torch.inf).exp()
+    )  # mask first: it overflows
+    return (products * decay * dt[..., None, :] @ x.transpose(1, 2)).transpose(1, 2)
+
+
+def _carry(state: Tensor, added: Tensor, keep: Tensor, steps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The state that enters each of the R chunks, and the last state of each sequence.
+
+    S' = keep S + added, chunk after chunk, for all sequences at once; the shortest leave first.
+    """
+    entering, ended, start = [], list[Tensor](), 0
+    for count in steps:
+        ended.insert(0, state[count:])
+        state = state[:count]
+        entering.append(state)
+        state = torch.addcmul(added[start : start + count], keep[start : start + count], state)
+        start += count
+    return torch.cat(entering), torch.cat([state, *ended])
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """(R, Q, H, P) -> (R G, Q, K P), K heads a group."""
+    return x.flatten(2).unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _per_channel(x: Tensor, groups: int, dim: int) -> Tensor:
+    """(R, H) -> (R, G, 1, K P): the number of each head for all its channels."""
+    return x[..., None].expand(*x.shape, dim).flatten(1).unflatten(1, (groups, 1, -1))
