@@ -1,6 +1,6 @@
 """RNA-FM (arXiv:2204.00300): a BERT with the norm before each sublayer. mRNA-FM is the same over codons.
 
-T tokens end to end, d width, H heads, e = d / H; L layers, V tokens in the vocabulary, n letters in a sequence.
+T tokens end to end, d width, H heads, e = d / H; L layers, V tokens in the vocabulary, n letters a sequence.
 """
 
 import math
