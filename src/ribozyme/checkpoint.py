@@ -19,10 +19,9 @@ from torch import Tensor
 
 from ribozyme.errors import CheckpointError
 from ribozyme.files import AtomicFile as AtomicFile
+from ribozyme.registry import WEIGHT_FILES, WEIGHT_SUFFIXES
 from ribozyme.tensors import read_tensors
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pt")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 

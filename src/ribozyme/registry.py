@@ -13,6 +13,11 @@ FAMILIES: dict[Family, Kind] = {"helix": "sequence", "rnafm": "sequence", "scgpt
 """Family name (a folder in `models/`) to what it reads."""
 
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pt")
+"""The usual names of a weight file, the first that is there counts."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """One published file: its name in the repository, and its sha256 and size where known."""
