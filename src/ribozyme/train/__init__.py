@@ -1,0 +1,1 @@
+"""Training: from scratch (`pretrain`), and of a head on a trained model (`finetune`)."""

@@ -1,0 +1,357 @@
+"""Fine-tuning: a trained network with a head that learns a class, or numbers, for each input.
+
+>>> tuned = FineTuned("rnafm-mini", task="classification")
+>>> history = tuned.fit(["GGGAAACCC", "AUAUAUAUA"], ["hairpin", "open"])
+>>> tuned.predict(["GGGAAACCC"]).shape
+(1,)
+"""
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ribozyme.checkpoint import open_checkpoint, read_json, shapes_of
+from ribozyme.engine.device import batch_tokens as default_batch_tokens
+from ribozyme.engine.embed import Overlong
+from ribozyme.engine.load import load as load_model
+from ribozyme.errors import CheckpointError, ConfigError, InputError
+from ribozyme.files import AtomicFile
+from ribozyme.nn.linear import set_matmul_dtype
+from ribozyme.packing import plan
+from ribozyme.train.heads import Network, Pooler, make_head
+from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, special_tokens
+from ribozyme.train.labels import TASKS, Labels, Task
+from ribozyme.train.loop import Examples, History, Loop, Loss
+
+FORMAT = 1
+SETTINGS, HEAD, BACKBONE = "finetuned.json", "head.safetensors", "backbone"
+OWN = "own"  # the kind of a head that the user made
+
+Array = npt.NDArray[np.float32]
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class FineTuned:
+    """A trained network with a head.
+
+    Parameters
+    ----------
+    model : what `ribozyme.load` takes (loaded in float32), or a loaded model, of which a copy is trained
+    task : `regression` (mean squared error) or `classification` (cross-entropy)
+    head : `linear`, `mlp`, or a module of your own from (n, width) to (n, outputs)
+    pooling : how the rows of an input become one vector: `mean`, `last`, `first`, `max`, `cls`, or several
+        joined by `+`, such as `mean+last`; by default `mean` for sequences and `cls` for cells
+    outputs : numbers that the head gives; by default what the labels of the first `fit` need
+    hidden : width between the two layers of an `mlp`; by default that of the vector
+    dropout : share of the numbers that the head drops while training
+    device : as in `ribozyme.load`, where `model` is a name
+    generator : draws the first weights of the head, the order of the inputs, and dropout
+
+    Attributes
+    ----------
+    model : the network as `ribozyme.load` gives it, to embed with
+    network : the same with its pooling and head, a `torch.nn.Module`; None until there are outputs
+    labels : what the outputs mean
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        task: Task,
+        head: str | nn.Module = "linear",
+        pooling: str | None = None,
+        outputs: int | None = None,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        device: str = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if task not in TASKS:
+            raise ConfigError(f"task {task!r} does not exist", hint=f"one of {', '.join(TASKS)}")
+        self.model = _own_copy(model, device)
+        self.task, self.head, self.hidden, self.dropout = task, head, hidden, dropout
+        self.pooling = pooling or default_pooling(self.model)
+        self.generator = generator or torch.Generator().manual_seed(0)
+        before, after = (len(ids) for ids in special_tokens(self.model))
+        self.pooler = Pooler(self.pooling, self.model.config.dim, before, after)
+        self.network: Network | None = None
+        self.labels: Labels | None = None
+        self.outputs_wanted = outputs
+        if outputs is not None:
+            self._attach_head(Labels.blank(task, outputs))
+        elif not isinstance(head, str):
+            raise ConfigError("a head of your own needs the number of its outputs", hint="give outputs=")
+
+    def fit(
+        self,
+        inputs: Any,
+        labels: Any,
+        *,
+        layers: int | None = 0,
+        epochs: int = 10,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 0,
+        decay: str = "constant",
+        batch_size: int = 16,
+        batch_tokens: int | None = None,
+        clip: float = 1.0,
+        validation: tuple[Any, Any] | None = None,
+        optimizer: Optimizer | None = None,
+        loss: Loss | None = None,
+        overlong: Overlong = "error",
+        strict: bool = False,
+    ) -> History:
+        """Train the head, and as much of the network as is asked for; again, to go on training.
+
+        Parameters
+        ----------
+        inputs : whatever the model's `embed` takes
+        labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers)
+        layers : 0, the head alone; n, also the last n layers and the final norm; None, everything
+        warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear` or `cosine`
+        batch_size : inputs of an optimizer step
+        batch_tokens : tokens that go through the network at once; bounds the memory, not the result
+        clip : longest gradient
+        validation : inputs and labels to look at after each epoch; the best epoch's weights are kept
+        optimizer : makes an optimizer of parameters; by default AdamW
+        loss : from outputs and labels in their own units to a mean; by default what the task says
+
+        Raises
+        ------
+        InputError : inputs or labels that cannot be used; nothing was trained then.
+        ConfigError : a setting that makes no sense, or with which the loss became infinite.
+        """
+        budget = batch_tokens or default_batch_tokens(self.model.device)
+        loop = Loop(
+            epochs=epochs, batch_size=batch_size, budget=budget, clip=clip, warmup=warmup, decay=decay
+        )
+        data = self._read(inputs, overlong, strict)
+        held = None if validation is None else self._read(validation[0], overlong, strict)
+        network, known = self._prepared(labels, len(data))
+        targets = known.encode(labels, len(data))
+        held_targets = None if validation is None or held is None else known.encode(validation[1], len(held))
+        network.train_layers(layers)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        make = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
+        with self._own_random_numbers():
+            history = loop.train(
+                network if layers != 0 else network.head,
+                self._examples(data, targets, layers, budget),
+                None
+                if held is None or held_targets is None
+                else self._examples(held, held_targets, layers, budget),
+                optimizer=make(trained),
+                loss=loss or self._loss,
+                generator=self.generator,
+            )
+        network.requires_grad_(True)
+        return history
+
+    def outputs(
+        self,
+        inputs: Any,
+        *,
+        batch_tokens: int | None = None,
+        overlong: Overlong = "error",
+        strict: bool = False,
+    ) -> Array:
+        """(n, outputs) float32: of a regression in the units of the labels, of a classification logits.
+
+        Raises
+        ------
+        InputError : as `embed` of the model.
+        ConfigError : there is no head yet.
+        """
+        data = self._read(inputs, overlong, strict)
+        network, _ = self._ready()
+        budget = batch_tokens or default_batch_tokens(self.model.device)
+        network.eval()
+        return self._in_order(data, lambda group: self._in_units(network(self._pack(data, group))), budget)
+
+    def predict(self, inputs: Any, **how: Any) -> npt.NDArray[Any]:
+        """The class, or the numbers, of each input; keywords as of `outputs`."""
+        outputs = self.outputs(inputs, **how)
+        return self._ready()[1].decode(outputs)
+
+    def probabilities(self, inputs: Any, **how: Any) -> Array:
+        """(n, classes) float32, columns as in `labels.classes`; keywords as of `outputs`."""
+        if self.task != "classification":
+            raise ConfigError("a regression has no probabilities", hint="use predict")
+        return torch.from_numpy(self.outputs(inputs, **how)).softmax(-1).numpy()
+
+    def save(self, folder: str | Path) -> None:
+        """Write backbone, head and labels into a folder; `FineTuned.load` gives the same predictions."""
+        network, labels = self._ready()
+        folder = Path(folder)
+        if folder.is_file():
+            raise InputError(f"{folder} is a file", hint="a fine-tuned model is saved as a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save(folder / BACKBONE)
+        state = {name: t.detach().cpu().contiguous() for name, t in network.head.state_dict().items()}
+        with AtomicFile(folder / HEAD) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+        settings = {
+            "format": FORMAT,
+            "pooling": self.pooling,
+            "head": self.head if isinstance(self.head, str) else OWN,
+            "dropout": self.dropout,
+            "labels": asdict(labels),
+        }
+        with AtomicFile(folder / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", head: nn.Module | None = None) -> "FineTuned":
+        """What `save` wrote; a head of your own is given as the same, empty, module.
+
+        Raises
+        ------
+        CheckpointError : no such model, or one with a part missing, damaged, or of another version.
+        """
+        folder = Path(folder)
+        settings, labels = _read_settings(folder)
+        kind: Any = settings["head"]
+        if kind == OWN and head is None:
+            raise CheckpointError(f"{folder}: has a head of the user's own", hint="give it by head=")
+        if not (folder / BACKBONE).is_dir():
+            raise CheckpointError(f"{folder}: there is no folder {BACKBONE!r} in it")
+        found = open_checkpoint(folder / HEAD).tensors
+        tuned = cls(
+            (folder / BACKBONE).absolute(),
+            task=labels.task,
+            head=head if kind == OWN and head is not None else kind,
+            pooling=settings["pooling"],
+            outputs=labels.outputs,
+            hidden=len(found["1.weight"]) if kind == "mlp" and "1.weight" in found else None,
+            dropout=settings["dropout"],
+            device=device,
+        )
+        network, _ = tuned._ready()
+        if (shapes := {n: tuple(t.shape) for n, t in found.items()}) != shapes_of(network.head):
+            raise CheckpointError(f"{folder / HEAD}: tensors {shapes} do not fit a {kind!r} head")
+        network.head.load_state_dict(found)
+        tuned.labels = labels
+        return tuned
+
+    def _ready(self) -> tuple[Network, Labels]:
+        if self.network is None or self.labels is None:
+            raise ConfigError("this model has no head yet", hint="call fit, or give outputs=")
+        return self.network, self.labels
+
+    def _prepared(self, labels: Any, count: int) -> tuple[Network, Labels]:
+        """The first labels give the head its outputs, classes and units; later ones must fit."""
+        if self.network is None or self.outputs_wanted is not None:
+            seen = Labels.seen(self.task, labels, count, self.outputs_wanted)
+            self.outputs_wanted = None
+            if self.network is None:
+                self._attach_head(seen)
+            self.labels = seen
+        return self._ready()
+
+    def _attach_head(self, labels: Labels) -> None:
+        head = self.head
+        if isinstance(head, str):
+            head = make_head(
+                head,
+                self.pooler.width,
+                labels.outputs,
+                hidden=self.hidden,
+                dropout=self.dropout,
+                generator=self.generator,
+            )
+        self.labels = labels
+        self.network = Network(self.model.module, self.pooler, head.to(self.model.device)).eval()
+
+    def _read(self, inputs: Any, overlong: Overlong, strict: bool) -> Inputs:
+        return read_inputs(self.model, inputs, overlong=overlong, strict=strict)
+
+    def _pack(self, data: Inputs, group: Sequence[int]) -> Any:
+        return data.pack(group).to(self.model.device)
+
+    def _examples(self, data: Inputs, targets: Tensor, layers: int | None, budget: int) -> Examples:
+        network, _ = self._ready()
+        targets = targets.to(self.model.device)
+        if layers != 0:
+            return Examples(
+                data.lengths, targets, lambda group: self._in_units(network(self._pack(data, group)))
+            )
+        network.eval()  # the backbone does not change: each input goes through it once
+        rows = self._in_order(data, lambda group: network.pooled(self._pack(data, group)), budget)
+        vectors = torch.from_numpy(rows).to(self.model.device)
+        return Examples([1] * len(data), targets, lambda group: self._in_units(network.head(vectors[group])))
+
+    @torch.inference_mode()
+    def _in_order(self, data: Inputs, run: Callable[[Sequence[int]], Tensor], budget: int) -> Array:
+        rows: list[Tensor] = [torch.empty(0)] * len(data)
+        for group in plan(data.lengths, budget):
+            for place, row in zip(group, run(group).float().cpu()):
+                rows[place] = row
+        return torch.stack(rows).numpy()
+
+    def _in_units(self, outputs: Tensor) -> Tensor:
+        """Outputs of the head in the units of the labels."""
+        _, labels = self._ready()
+        if self.task == "classification":
+            return outputs
+        return outputs * outputs.new_tensor(labels.scale) + outputs.new_tensor(labels.mean)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.task == "classification":
+            return F.cross_entropy(outputs, targets)
+        scale = outputs.new_tensor(self._ready()[1].scale)
+        return F.mse_loss(outputs / scale, targets / scale)
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout draws from torch's global generators: seed them here, and give them back as they were."""
+        device = self.model.device
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+
+def _own_copy(model: Any, device: str) -> Any:
+    if isinstance(model, str | Path):
+        return load_model(model, device=device, dtype="float32")
+    own = copy.copy(model)
+    own.module = copy.deepcopy(model.module)
+    set_matmul_dtype(own.module, torch.float32)
+    return own
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: there is no {SETTINGS}", hint="is it a folder that save wrote?")
+    settings = read_json(path)
+    if settings.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {settings.get('format')!r} is not understood", hint="update ribozyme"
+        )
+    try:
+        kept: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings["labels"].items()
+        }
+        types = {"pooling": str, "head": str, "dropout": int | float}
+        if wrong := [name for name, kind in types.items() if not isinstance(settings[name], kind)]:
+            raise TypeError(f"{wrong[0]} is {settings[wrong[0]]!r}")
+        return settings, Labels(**kept)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its settings are damaged ({error})") from error

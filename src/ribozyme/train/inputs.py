@@ -1,0 +1,74 @@
+"""What a network is fine-tuned on: inputs as ids with their special tokens, ready to be packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ribozyme.engine.embed import Cutter, Overlong
+from ribozyme.engine.sequences import SequenceModel
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.io.sequences import read_sequences
+from ribozyme.packing import Packed
+from ribozyme.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One array of ids an input, special tokens included; `values` beside them for cells."""
+
+    ids: Sequence[npt.NDArray[np.int64]]
+    values: Sequence[npt.NDArray[np.float32]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each input."""
+        return [len(one) for one in self.ids]
+
+    def pack(self, chosen: Sequence[int]) -> Packed:
+        """The chosen inputs as one batch."""
+        values = None if self.values is None else [self.values[k] for k in chosen]
+        return Packed.of([self.ids[k] for k in chosen], values)
+
+
+def read_inputs(model: Any, data: Any, *, overlong: Overlong = "error", strict: bool = False) -> Inputs:
+    """Sequences (whatever `read_sequences` takes) as the model's tokenizer reads them.
+
+    Raises
+    ------
+    InputError : no input, an empty one, a character that is no letter, or more letters than the window.
+    """
+    if overlong == "window":
+        raise ConfigError("a head reads an input at once, not in windows", hint="use 'error' or 'truncate'")
+    assert isinstance(model, SequenceModel)
+    report = Report(strict)
+    cutter = Cutter(model.config.max_letters, overlong, overlap=0)
+    before, after = special_tokens(model)
+    ids = []
+    for record in read_sequences(data):
+        try:
+            letters = model.tokenizer.encode(record.sequence)
+        except InputError as error:
+            error.add_note(f"in sequence {record.name!r}")
+            raise
+        unknown = int((letters == model.tokenizer.unknown_id).sum())
+        report.add("letters that the model does not know, read as unknown", record.name, unknown)
+        [piece] = cutter.cut(record.name, letters, report)
+        ids.append(np.concatenate([before, piece.ids, after]))
+    report.finish(stacklevel=4)
+    return Inputs(ids)
+
+
+def special_tokens(model: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The ids that the model puts in front of and behind an input."""
+    return np.array(model.tokenizer.prefix, np.int64), np.array(model.tokenizer.suffix, np.int64)
+
+
+def default_pooling(model: Any) -> str:
+    """`cls` for cells, as published; the mean over the letters for sequences."""
+    return "mean" if isinstance(model, SequenceModel) else "cls"
