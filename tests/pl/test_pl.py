@@ -192,6 +192,14 @@ def test_a_heatmap_wants_a_matrix_and_its_names():
         pl.heatmap(np.eye(2), rows=["a", "b", "c"])
 
 
+def test_dots_draw_one_line_a_name():
+    axes = pl.dots(["x", "y"], [1.0, 2.0], [[0.5, 0.6], [2.5, 2.6]], called=("real", "shuffled")).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y"]
+    assert [t.get_text() for t in axes.texts] == ["real", "shuffled"]
+    with pytest.raises(InputError, match=r"2 names do not fit values \(3,\)"):
+        pl.dots(["x", "y"], [1, 2, 3], [[1], [2]])
+
+
 @dataclass
 class History:
     steps: list = field(default_factory=lambda: [10, 20, 30])
