@@ -253,8 +253,9 @@ def _reason(error: Exception, file: str | None) -> tuple[str, bool]:
         return "the hub knows no such repository, or it is private and needs a token", True
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision", False
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return f"{file or 'it'} is not in the local cache, and the hub is offline or not reached", False
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{file} is not in the local cache, and the hub is offline or not reached", False
     if isinstance(error, errors.EntryNotFoundError):
         return f"the repository has no file {file!r}", False
-    return f"{file or 'it'} cannot be fetched ({type(error).__name__}: {str(error)[:200]})", False
+    what = file or "the list of files"
+    return f"{what} cannot be fetched ({type(error).__name__}: {str(error)[:200]})", False
