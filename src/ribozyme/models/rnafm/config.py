@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ribozyme.errors import ConfigError
-from ribozyme.models.rnafm.tokenizer import RNA, reads_codons
+from ribozyme.models.rnafm.tokenizer import RNA, check_vocabulary, reads_codons
 
 _LARGEST = {
     "layers": 256,
@@ -66,6 +66,7 @@ class Config:
             raise ConfigError(f"positions {self.positions} leaves no room for a letter")
         if len(self.vocabulary) > 10_000 or not all(type(token) is str for token in self.vocabulary):
             raise ConfigError("the vocabulary is not a list of at most 10,000 tokens")
+        check_vocabulary(self.vocabulary)
 
     @property
     def causal(self) -> bool:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ribozyme.checkpoint import AtomicFile, Checkpoint, KeyMap, read_json, shapes_of, write_folder
+from ribozyme.checkpoint import Checkpoint, KeyMap, shapes_of, write_folder
 from ribozyme.errors import CheckpointError, ConfigError
+from ribozyme.files import AtomicFile
 from ribozyme.models.rnafm.config import Config
 from ribozyme.models.rnafm.layouts import (
     FAIRSEQ,
@@ -48,7 +49,7 @@ EPS = 1e-5  # of the network as trained; folders before May 2026 state 1e-12, wr
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether these weights are of this family."""
-    settings = _settings(checkpoint)
+    settings = checkpoint.config
     for key in ("family", "model_type"):
         if key in settings:
             return settings[key] == "rnafm"
@@ -64,7 +65,7 @@ def load(checkpoint: Checkpoint) -> tuple[RNAFM, Tokenizer]:
     CheckpointError : a tensor is missing, of another shape, or unknown; the layout is not understood.
     ConfigError : the settings beside the weights make no sense.
     """
-    settings = _settings(checkpoint)
+    settings = checkpoint.config
     if "family" in settings:
         config, state = _read_native(checkpoint, settings)
     elif any(name.endswith("embed_tokens.weight") for name in checkpoint.tensors):
@@ -98,14 +99,6 @@ def save(module: RNAFM, tokenizer: Tokenizer, folder: Path, layout: Layout = "na
         _write_multimolecule(module.config, state, folder)
     else:
         raise ConfigError(f"layout {layout!r} does not exist", hint="native, fairseq or multimolecule")
-
-
-def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings; a safetensors file that was named itself still has its config.json beside it."""
-    beside = checkpoint.side_file("config.json")
-    if checkpoint.config or beside is None or checkpoint.path.suffix != ".safetensors":
-        return checkpoint.config
-    return read_json(beside)
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -47,6 +47,15 @@ def reads_codons(vocabulary: Sequence[str]) -> bool:
     return any(len(token) == 3 for token in vocabulary)
 
 
+def check_vocabulary(vocabulary: Sequence[str]) -> None:
+    """Raise `ConfigError` for a vocabulary with a token twice, or without the special tokens."""
+    if len(set(vocabulary)) != len(vocabulary):
+        raise ConfigError("the vocabulary has a token twice")
+    absent = [token for token in ("<cls>", "<eos>", "<unk>", "<mask>") if token not in vocabulary]
+    if absent:
+        raise ConfigError(f"the vocabulary lacks {', '.join(absent)}")
+
+
 class Tokenizer:
     """One id a letter, or one a codon.
 
@@ -58,12 +67,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
+        check_vocabulary(vocabulary)
         ids = {token: k for k, token in enumerate(vocabulary)}
-        if len(ids) != len(vocabulary):
-            raise ConfigError("the vocabulary has a token twice")
-        absent = [token for token in ("<cls>", "<eos>", "<unk>", "<mask>") if token not in ids]
-        if absent:
-            raise ConfigError(f"the vocabulary lacks {', '.join(absent)}")
         self.letters = tuple(vocabulary)
         self.codon = reads_codons(vocabulary)
         self.prefix = (ids["<cls>"],)
