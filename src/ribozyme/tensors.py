@@ -171,9 +171,11 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 def _check_state(path: Path, state: dict[Any, Any]) -> None:
     total = 0
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: a tensor is called {name!r:.80}, which is not text")
+        if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: {str(name)[:80]!r} is a {type(value).__name__}, not a tensor",
+                f"{path}: {name[:80]!r} is a {type(value).__name__}, not a tensor",
                 hint="expected is a state dict, bare or under " + ", ".join(STATE_DICT_KEYS),
             )
         if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in DTYPES:
