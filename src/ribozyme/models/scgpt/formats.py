@@ -215,6 +215,13 @@ def _published_config(checkpoint: Checkpoint) -> Config:
         for ours, name in PUBLISHED.names(checkpoint.tensors).items()
     }
     found = _parts(Shapes(checkpoint.path, shapes))
+    if (
+        found["value_style"] == "category"
+    ):  # the published code gives pad and mask the two rows after the bins
+        found |= {"pad_value": found["n_bins"], "mask_value": found["n_bins"] + 1}
+    if found["perturbation"]:
+        found["pert_pad_id"] = _zero_row(checkpoint)
+    _fit_together(found, checkpoint)
     for published, ours in BORNE_OUT.items():
         if published in settings and settings[published] != found[ours]:
             raise CheckpointError(
@@ -223,14 +230,9 @@ def _published_config(checkpoint: Checkpoint) -> Config:
                 hint="tensors are missing, or the settings belong to other weights",
             )
     told = {ours: settings[published] for published, ours in ARGS.items() if published in settings}
-    if found["value_style"] == "category":
-        bins = found["n_bins"]  # the published code gives pad and mask the two rows after the bins
-        told |= {"n_bins": bins, "pad_value": bins, "mask_value": bins + 1}
-    if "perturbations.weight" in shapes:
-        found["pert_pad_id"] = _zero_row(checkpoint)
-    if found["mvc_style"] != "inner product" or told.get("mvc_style") != "inner product, detach":
-        told.pop("mvc_style", None)  # all but `detach` shows in the tensors
-    return _checked(found | told, checkpoint)
+    if found["mvc_style"] == "inner product" and told.get("mvc_style") == "inner product, detach":
+        del found["mvc_style"]  # all styles but this show in the tensors
+    return _checked(told | found, checkpoint)
 
 
 def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -238,6 +240,17 @@ def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
         return checkpoint.config
     path = checkpoint.side_file("args.json")  # the weight file was named, not its folder
     return {} if path is None else read_json(path)
+
+
+def _fit_together(found: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Whether there is a network with these parts at all."""
+    try:
+        Config(**(dict(found) | {"heads": 1}))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: the tensors do not fit together: {error.message}",
+            hint="the file is incomplete or of another model",
+        ) from error
 
 
 def _checked(settings: Mapping[str, Any], checkpoint: Checkpoint) -> Config:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribozyme.models.scgpt.config import Config
+from ribozyme.nn.embedding import Embedding
 from ribozyme.nn.linear import Linear
 from ribozyme.packing import Packed
 
@@ -42,7 +43,7 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(rows, dim)
+        self.table = Embedding(rows, dim)
         self.norm = LayerNorm(dim)
 
     def forward(self, ids: Tensor) -> Tensor:  # (T,) -> (T, d)

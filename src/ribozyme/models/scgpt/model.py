@@ -32,6 +32,7 @@ from ribozyme.models.scgpt.heads import (
     value_encoder,
 )
 from ribozyme.nn.attention import attention
+from ribozyme.nn.embedding import Embedding
 from ribozyme.nn.linear import Linear
 from ribozyme.packing import Packed, bounds, positions
 
@@ -128,8 +129,8 @@ class ScGPT(nn.Module):
         d, c = config.dim, config
         self.genes = Table(c.vocab_size, d)
         self.values = value_encoder(c)
-        self.perturbations = nn.Embedding(3, d, padding_idx=c.pert_pad_id) if c.perturbation else None
-        self.flags = nn.Embedding(2, d) if c.flag else None
+        self.perturbations = Embedding(3, d, padding_idx=c.pert_pad_id) if c.perturbation else None
+        self.flags = Embedding(2, d) if c.flag else None
         self.input_norm = nn.BatchNorm1d(d, eps=BATCH_NORM_EPS) if c.batch_norm else None
         self.domains = DomainBatchNorm(c.domains, d, BATCH_NORM_EPS) if c.domains else None
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
