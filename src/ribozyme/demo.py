@@ -279,11 +279,13 @@ def _draw_views(path: Path, task: Task, views: Views, seed: int) -> None:
     from ribozyme.pl import embedding
     from ribozyme.pl.style import finish
 
-    figure = Figure(figsize=(4.6 * len(views), 4.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(views) + 1.6, 4.2), dpi=150, layout="constrained")
     shares = (task.baseline.same, task.untrained.same, task.trained.same)
-    for ax, (name, X), share in zip(figure.subplots(1, len(views)), views.items(), shares):
+    axes = figure.subplots(1, len(views))
+    for ax, (name, X), share in zip(axes, views.items(), shares):
         title = f"{name}\nnearest neighbour of the same {task.label}: {share}"
-        embedding(X, task.labels, title=title, seed=seed, ax=ax)
+        legend_loc = "right margin" if ax is axes[-1] else None
+        embedding(X, task.labels, title=title, legend_loc=legend_loc, seed=seed, ax=ax)
         ax.title.set_fontsize(9.5)
     finish(figure, path)
 

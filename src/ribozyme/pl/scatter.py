@@ -150,8 +150,9 @@ def _names_in_margin(ax: "Axes") -> None:
     legend = ax.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=SMALL, handletextpad=0.1
     )
-    for text in legend.get_texts():
+    for text, handle in zip(legend.get_texts(), legend.legend_handles):
         text.set_color(INK)
+        handle.set_sizes([26.0])  # type: ignore[union-attr]  # a scatter's handle has sizes
 
 
 def _free_place(own: Array, others: Array, half: Array, taken: list[Array], frame: Array) -> Array:
