@@ -54,9 +54,14 @@ def rnafm_mini(steps: int) -> Run:
     letters = torch.tensor([tokenizer.letters.index(letter) for letter in "ACGU"])
     loss = masked_letters(module, tokenizer.mask_id, letters, torch.Generator().manual_seed(1))
     return Run(
-        module, tokenizer, shuffled(train, 4096, 512, np.random.default_rng(0)), loss, fixed(held, 512),
-        Recipe(steps=steps, learning_rate=1e-3), "ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
-    )  # fmt: skip
+        module,
+        tokenizer,
+        shuffled(train, 4096, 512, np.random.default_rng(0)),
+        loss,
+        fixed(held, 512),
+        Recipe(steps=steps, learning_rate=1e-3),
+        "ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
+    )
 
 
 def helix_mrna_mini(steps: int) -> Run:
@@ -74,9 +79,14 @@ def helix_mrna_mini(steps: int) -> Run:
     weights = torch.ones(config.vocab_size)
     weights[tokenizer.letters.index("E")] = 0.2  # E follows from the frame: easy, and not what we want learnt
     return Run(
-        module, tokenizer, shuffled(train, 4096, 1024, np.random.default_rng(1)), next_letter(module, weights),
-        fixed(held, 1024), Recipe(steps=steps, learning_rate=3e-3), "mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
-    )  # fmt: skip
+        module,
+        tokenizer,
+        shuffled(train, 4096, 1024, np.random.default_rng(1)),
+        next_letter(module, weights),
+        fixed(held, 1024),
+        Recipe(steps=steps, learning_rate=3e-3),
+        "mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
+    )
 
 
 def marked(sequence: str, start: int, end: int, generator: np.random.Generator) -> str:
@@ -122,8 +132,11 @@ def main() -> None:
     before = held_out_loss(run)
 
     def log(history: History) -> None:
-        print(f"step {history.steps[-1]:6d}  loss {history.losses[-1]:.4f}  "
-              f"{history.tokens[-1] / history.seconds[-1]:7.0f} tokens/s", flush=True)  # fmt: skip
+        print(
+            f"step {history.steps[-1]:6d}  loss {history.losses[-1]:.4f}  "
+            f"{history.tokens[-1] / history.seconds[-1]:7.0f} tokens/s",
+            flush=True,
+        )
         if history.steps[-1] % 500 == 0:
             save(run, folder, options.name, history, before)
 
@@ -142,10 +155,16 @@ def save(run: Run, folder: Path, name: str, history: History, before: float) -> 
     after = held_out_loss(run)
     formats_of(run.module).save(run.module, run.tokens, folder)
     card = {
-        "name": name, "trained_on": run.about, "licence": "Apache-2.0", "steps": history.steps[-1],
-        "tokens": history.tokens[-1], "seconds": round(history.seconds[-1]), "held_out_loss": round(after, 4),
-        "held_out_loss_untrained": round(before, 4), "recipe": f"scripts/train_mini.py {name}",
-    }  # fmt: skip
+        "name": name,
+        "trained_on": run.about,
+        "licence": "Apache-2.0",
+        "steps": history.steps[-1],
+        "tokens": history.tokens[-1],
+        "seconds": round(history.seconds[-1]),
+        "held_out_loss": round(after, 4),
+        "held_out_loss_untrained": round(before, 4),
+        "recipe": f"scripts/train_mini.py {name}",
+    }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     curve = {"steps": history.steps, "losses": [round(x, 4) for x in history.losses]}
     (folder / "curve.json").write_text(json.dumps(curve) + "\n")

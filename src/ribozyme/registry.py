@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Family = str
-Kind = Literal["sequence", "cells"]
+Kind = Literal["sequences", "cells"]
 
-FAMILIES: dict[Family, Kind] = {"helix": "sequence", "rnafm": "sequence", "scgpt": "cells"}
+FAMILIES: dict[Family, Kind] = {"helix": "sequences", "rnafm": "sequences", "scgpt": "cells"}
 """Family name (a folder in `models/`) to what it reads."""
 
 

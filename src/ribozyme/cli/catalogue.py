@@ -12,12 +12,19 @@ from ribozyme import registry
 
 def models() -> None:
     """List the models that are known by name."""
-    table = Table("name", "reads", "what it is", "licence of the weights", "from", box=None, pad_edge=False)
-    for model in registry.MODELS:
-        origin = model.hub.split("@")[0] if model.hub else "in the package"
-        origin += " (gated)" if model.gated else ""
-        table.add_row(model.name, registry.FAMILIES[model.family], model.about, model.licence, origin)
-    Console().print(table)
+    header = ("name", "reads", "licence of the weights", "from", "what it is")
+    rows = [header] + [
+        (m.name, registry.FAMILIES[m.family], m.licence, _origin(m), m.about) for m in registry.MODELS
+    ]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header) - 1)] + [0]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)))
+
+
+def _origin(model: registry.Model) -> str:
+    if model.hub is None:
+        return "in the package"
+    return model.hub.split("@")[0] + (" (gated)" if model.gated else "")
 
 
 def info(

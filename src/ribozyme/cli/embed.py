@@ -39,18 +39,19 @@ def embed(
     dtype: Dtype = "auto",
 ) -> None:
     """Embed sequences or cells."""
-    from ribozyme.engine.cells import CellModel
     from ribozyme.engine.load import load
     from ribozyme.io.tables import check_output
 
+    if input != "-" and not Path(input).exists():
+        raise InputError(f"{input}: there is no such file or folder")
     cells = _holds_cells(input)
     if not (cells and output.suffix == ".h5ad"):
         check_output(output)
     name = model if model != "auto" else "scgpt-mini" if cells else "rnafm-mini"
     loaded = load(name, device=device, dtype=dtype)
-    if isinstance(loaded, CellModel) != cells:
-        reads = "cells" if isinstance(loaded, CellModel) else "sequences"
-        raise ConfigError(f"{name} reads {reads}, and {input} holds {'cells' if cells else 'sequences'}")
+    holds = "cells" if cells else "sequences"
+    if loaded.reads != holds:
+        raise ConfigError(f"{name} reads {loaded.reads}, and {input} holds {holds}")
     if cells:
         _embed_cells(loaded, input, output, pooling, layer, gene_column, key_added, batch_tokens, strict)
         return

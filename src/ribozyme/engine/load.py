@@ -35,6 +35,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
     checkpoint = open_checkpoint(resolved.path)
     family = resolved.model.family if resolved.model else recognise(checkpoint)
     module, tokens = formats(family).load(checkpoint)
+    module.float()  # weights published in two bytes widen exactly
     float32_on_cpu = getattr(module, "float32_on_cpu", False)
     set_matmul_dtype(module, choose_dtype(dtype, where, float32_on_cpu=float32_on_cpu))
     if registry.FAMILIES[family] == "cells":

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class SequenceModel:
     module : the network, a `torch.nn.Module`; `config` its sizes; `tokenizer` its letters
     record : its line in the registry, or None for a local file
     """
+
+    reads: ClassVar[str] = "sequences"
 
     def __init__(
         self, module: nn.Module, tokenizer: Tokenizer, device: torch.device, record: Model | None = None
