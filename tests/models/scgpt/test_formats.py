@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,7 +299,7 @@ def test_the_published_list_of_tensors_is_complete():
     expected |= dict.fromkeys(vectors, (d,))
     tensors = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
     assert len(tensors) == 163
-    module, vocabulary = formats.load(Checkpoint(formats.Path("best_model.pt"), tensors))
+    module, vocabulary = formats.load(Checkpoint(Path("best_model.pt"), tensors))
     assert module.config == Config()
     assert len(vocabulary) == 60_697
     classes = {"cls_decoder.out_layer.weight": (177, d), "cls_decoder.out_layer.bias": (177,)}
@@ -308,5 +309,5 @@ def test_the_published_list_of_tensors_is_complete():
         classes |= dict.fromkeys([f"cls_decoder._decoder.{3 * i + 2}.{w}" for w in ("weight", "bias")], (d,))
     tensors |= {name: torch.empty(shape, device="meta") for name, shape in classes.items()}
     assert len(tensors) == 173
-    module, _ = formats.load(Checkpoint(formats.Path("original.bin"), tensors))
+    module, _ = formats.load(Checkpoint(Path("original.bin"), tensors))
     assert (module.config.n_cls, module.config.n_cls_layers) == (177, 3)
