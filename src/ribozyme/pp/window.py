@@ -1,0 +1,70 @@
+"""Which genes of a cell a model sees when the cell expresses more than its window holds.
+
+A sample, as published, but drawn from the cell itself: the random numbers are a hash of the user's seed, of
+what the cell expresses, and of the gene. So a cell gets the same genes alone, in any batch, in any order, on
+any worker, and with its columns in any order; no generator is stepped, and no cell waits for another.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ribozyme.errors import ConfigError
+
+Select = Literal["sample", "top"]
+SELECTIONS: tuple[Select, ...] = ("sample", "top")
+Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+
+def content_keys(ids: Ints, values: npt.NDArray[Any], indptr: Ints, seed: int = 0) -> Keys:
+    """(n,) one 64-bit number a cell, a hash of its genes and values (in any order) and of `seed`.
+
+    ids, values : (T,) genes and expressions, cells end to end; indptr : (n + 1,) where each cell begins
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
+    tokens = _mix(ids.astype(np.uint64) ^ _mix(bits))
+    running = np.zeros(len(tokens) + 1, dtype=np.uint64)
+    np.cumsum(tokens, out=running[1:])  # modulo 2^64, so the differences are sums of single cells
+    return _mix(running[indptr[1:]] - running[indptr[:-1]] + _mix(np.array([seed % 2**64], dtype=np.uint64)))
+
+
+def draws(keys: Keys, ids: Ints, indptr: Ints, stream: int) -> npt.NDArray[np.float64]:
+    """(T,) uniform numbers from [0, 1), a function of the cell's key and the gene; `stream` sets uses apart."""
+    cell = np.repeat(keys + np.uint64(stream), np.diff(indptr))
+    return (_mix(_mix(cell) ^ ids.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+
+
+def in_window(
+    ids: Ints, values: npt.NDArray[Any], indptr: Ints, keys: Keys, *, genes: int, select: Select = "sample"
+) -> npt.NDArray[np.bool_]:
+    """(T,) which tokens stay so that no cell has more than `genes`; the order is left as it is.
+
+    select : `sample`, a random sample that depends on nothing but the cell and the seed in its key;
+        `top`, the largest values, equal ones at random in the same sense
+    """
+    if select not in SELECTIONS:
+        raise ConfigError(f"select {select!r} does not exist", hint=f"one of {', '.join(SELECTIONS)}")
+    sizes = np.diff(indptr)
+    keep = np.ones(len(ids), dtype=bool)
+    long = np.repeat(sizes > genes, sizes)
+    if not long.any():
+        return keep
+    cell = np.repeat(np.arange(len(sizes)), sizes)[long]
+    lots = draws(keys, ids, indptr, stream=1)[long]
+    order = np.lexsort((lots, cell) if select == "sample" else (lots, -values[long].astype(np.float64), cell))
+    sizes = sizes[sizes > genes]
+    rank = np.arange(len(cell)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.empty(len(cell), dtype=bool)
+    chosen[order] = rank < genes
+    keep[long] = chosen
+    return keep
+
+
+def _mix(x: Keys) -> Keys:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every bit of x moves every bit of the result."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
