@@ -1,0 +1,1 @@
+"""One folder a model, with the names and places of the original."""

@@ -1,0 +1,112 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.train.labels import Labels
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["b", "a", "b"],
+        np.array(["b", "a", "b"]),
+        np.array(["b", "a", "b"], dtype=object),
+        pd.Series(["b", "a", "b"], index=[7, 8, 9]),
+        pd.Series(["b", "a", "b"], dtype="category"),
+        pd.Categorical(["b", "a", "b"], categories=["c", "b", "a"]),
+        [["b"], ["a"], ["b"]],
+    ],
+)
+def test_classes_are_read_from_whatever_holds_them(labels):
+    known = Labels.seen("classification", labels, 3)
+    assert known.classes == ("a", "b")
+    assert known.encode(labels, 3).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "labels", [[2, 0, 2], [2.0, 0.0, 2.0], torch.tensor([2, 0, 2]), torch.tensor([[2], [0], [2]])]
+)
+def test_numbered_classes_keep_their_place_among_the_outputs(labels):
+    assert Labels.seen("classification", labels, 3).classes == (0, 2)
+    assert Labels.seen("classification", labels, 3, outputs=3).classes == (0, 1, 2)
+    assert Labels.seen("classification", labels, 3, outputs=3).encode(labels, 3).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [1, 2, 4],
+        (1.0, 2.0, 4.0),
+        np.float32([1, 2, 4]),
+        torch.tensor([1, 2, 4]),
+        pd.Series([1, 2, 4]),
+        [[1], [2], [4]],
+    ],
+)
+def test_numbers_are_read_from_whatever_holds_them(labels):
+    known = Labels.seen("regression", labels, 3)
+    assert known.encode(labels, 3).tolist() == [[1], [2], [4]]
+    assert known.mean == pytest.approx((7 / 3,))
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=2), min_size=1, max_size=8))
+def test_predictions_come_back_in_the_units_of_the_labels(rows):
+    known = Labels.seen("regression", rows, len(rows))
+    assert all(scale > 0 for scale in known.scale)  # also where all labels are the same
+    np.testing.assert_array_equal(known.decode(known.encode(rows, len(rows)).numpy()), np.float32(rows))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("regression", [1, 2], "2 labels for 3 inputs"),
+        ("regression", 1.0, "a single value for 3 inputs"),
+        ("regression", ["a", "b", "c"], "not numbers"),
+        ("regression", ["1", "2", "3"], "not numbers"),
+        ("regression", [1, None, 2], "1 labels are missing or infinite, the first at position 1"),
+        ("regression", [np.nan, 1, np.inf], "2 labels are missing or infinite, the first at position 0"),
+        ("regression", [[1, 2], [3], [4, 5]], "do not make a table"),
+        ("regression", np.zeros((3, 1, 1)), r"labels of shape \(3, 1, 1\)"),
+        ("classification", ["a", None, "b"], "label at position 1 is missing"),
+        ("classification", pd.Series(["a", pd.NA, "b"]), "label at position 1 is missing"),
+        ("classification", ["a", "", "b"], "label at position 1 is missing"),
+        ("classification", [1.0, np.nan, 2.0], "label at position 1 is missing"),
+        ("classification", [0.5, 1.0, 2.0], "label 0.5 at position 0 is no class"),
+        ("classification", np.eye(3), r"shape \(3, 3\); classification takes one class"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(task, labels, message):
+    with pytest.raises(InputError, match=message):
+        Labels.seen(task, labels, 3)
+
+
+def test_labels_must_fit_the_outputs():
+    with pytest.raises(InputError, match="2 columns, but the head has 1"):
+        Labels.seen("regression", np.zeros((3, 2)), 3, outputs=1)
+    with pytest.raises(InputError, match=r"3 classes .* but the head has 2 outputs"):
+        Labels.seen("classification", ["a", "b", "c"], 3, outputs=2)
+    with pytest.raises(InputError, match="head has 2 outputs"):
+        Labels.seen("classification", [0, 1, 2], 3, outputs=2)
+
+
+def test_a_class_that_was_not_trained_on_is_named():
+    known = Labels.seen("classification", ["a", "b"], 2)
+    with pytest.raises(InputError, match="1 classes that the head does not know: c"):
+        known.encode(["a", "c", "c"], 3)
+
+
+def test_an_output_that_is_not_a_number_has_no_class():
+    known = Labels.blank("classification", 2)
+    outputs = np.float32([[0, 1], [np.nan, np.nan]])
+    assert known.decode(outputs).tolist() == [1, None]
+
+
+def test_what_labels_say_of_themselves_is_checked():
+    with pytest.raises(ConfigError, match="do not fit"):
+        Labels(task="classification", outputs=2, classes=("a",))
+    with pytest.raises(ConfigError, match="task"):
+        Labels(task="ranking", outputs=1)  # type: ignore[arg-type]
