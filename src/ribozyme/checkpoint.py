@@ -96,7 +96,8 @@ class KeyMap:
             elif not any(fnmatchcase(name, pattern) for pattern in self.ignore):
                 unused.append(published)
         for ours, (parts, _) in ((k, v) for wanted in expected for k, v in self._fused(wanted)):
-            if all(part in found for part in parts) and len({found[part].shape[1:] for part in parts}) == 1:
+            pieces = [found[part] for part in parts if part in found and found[part].dim()]
+            if len(pieces) == len(parts) and len({piece.shape[1:] for piece in pieces}) == 1:
                 found[ours] = torch.cat([found.pop(part) for part in parts])
         for published, (ours, tensor) in twins.items():
             if ours not in found:

@@ -67,7 +67,12 @@ class AtomicFolder:
         old = self.temporary.with_suffix(".old")
         if self.path.exists():
             os.replace(self.path, old)  # a folder cannot be replaced in one step
-        os.replace(self.temporary, self.path)
+        try:
+            os.replace(self.temporary, self.path)
+        except OSError:
+            if old.exists():
+                os.replace(old, self.path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(self.path.parent)
 
