@@ -9,7 +9,7 @@
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from ribozyme.engine.load import load as load_model
 from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.nn.linear import set_matmul_dtype
-from ribozyme.packing import plan
 from ribozyme.train.heads import Network, Pooler, make_head
-from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, special_tokens
+from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Task
 from ribozyme.train.loop import Examples, History, Loop, Loss
 
@@ -179,7 +178,7 @@ class FineTuned:
         network, _ = self._ready()
         budget = batch_tokens or default_batch_tokens(self.model.device)
         network.eval()
-        return self._in_order(data, lambda group: self._in_units(network(self._pack(data, group))), budget)
+        return np.stack(run(data, lambda batch: self._in_units(network(batch)), self.model.device, budget))
 
     def predict(self, inputs: Any, **how: Any) -> npt.NDArray[Any]:
         """The class, or the numbers, of each input; keywords as of `outputs`."""
@@ -278,28 +277,17 @@ class FineTuned:
     def _read(self, inputs: Any, overlong: Overlong, strict: bool) -> Inputs:
         return read_inputs(self.model, inputs, overlong=overlong, strict=strict)
 
-    def _pack(self, data: Inputs, group: Sequence[int]) -> Any:
-        return data.pack(group).to(self.model.device)
-
     def _examples(self, data: Inputs, targets: Tensor, layers: int | None, budget: int) -> Examples:
         network, _ = self._ready()
-        targets = targets.to(self.model.device)
+        device = self.model.device
+        targets = targets.to(device)
         if layers != 0:
             return Examples(
-                data.lengths, targets, lambda group: self._in_units(network(self._pack(data, group)))
+                data.lengths, targets, lambda group: self._in_units(network(data.pack(group).to(device)))
             )
         network.eval()  # the backbone does not change: each input goes through it once
-        rows = self._in_order(data, lambda group: network.pooled(self._pack(data, group)), budget)
-        vectors = torch.from_numpy(rows).to(self.model.device)
+        vectors = torch.from_numpy(np.stack(run(data, network.pooled, device, budget))).to(device)
         return Examples([1] * len(data), targets, lambda group: self._in_units(network.head(vectors[group])))
-
-    @torch.inference_mode()
-    def _in_order(self, data: Inputs, run: Callable[[Sequence[int]], Tensor], budget: int) -> Array:
-        rows: list[Tensor] = [torch.empty(0)] * len(data)
-        for group in plan(data.lengths, budget):
-            for place, row in zip(group, run(group).float().cpu()):
-                rows[place] = row
-        return torch.stack(rows).numpy()
 
     def _in_units(self, outputs: Tensor) -> Tensor:
         """Outputs of the head in the units of the labels."""

@@ -1,17 +1,19 @@
 """What a network is fine-tuned on: inputs as ids with their special tokens, ready to be packed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from ribozyme.engine.embed import Cutter, Overlong
 from ribozyme.engine.sequences import SequenceModel
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.sequences import read_sequences
-from ribozyme.packing import Packed
+from ribozyme.packing import Packed, plan
 from ribozyme.report import Report
 
 
@@ -36,18 +38,42 @@ class Inputs:
         return Packed.of([self.ids[k] for k in chosen], values)
 
 
-def read_inputs(model: Any, data: Any, *, overlong: Overlong = "error", strict: bool = False) -> Inputs:
-    """Sequences (whatever `read_sequences` takes) as the model's tokenizer reads them.
+@torch.inference_mode()
+def run(
+    inputs: Inputs, compute: Callable[[Packed], Sequence[Tensor] | Tensor], device: torch.device, budget: int
+) -> list[npt.NDArray[np.float32]]:
+    """`compute` on packed batches: one array an input, in their order."""
+    results: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(inputs)
+    for group in plan(inputs.lengths, budget):
+        for place, result in zip(group, compute(inputs.pack(group).to(device))):
+            results[place] = result.float().cpu().numpy()
+    return results
+
+
+def read_inputs(
+    model: Any,
+    data: Any,
+    *,
+    overlong: Overlong = "error",
+    longest: int | None = None,
+    strict: bool = False,
+) -> Inputs:
+    """Sequences (whatever `read_sequences` takes) as the model's tokenizer reads them; `Inputs` as they are.
+
+    longest : letters of an input, if fewer than the model's window
 
     Raises
     ------
     InputError : no input, an empty one, a character that is no letter, or more letters than the window.
     """
+    if isinstance(data, Inputs):
+        return data
     if overlong == "window":
         raise ConfigError("a head reads an input at once, not in windows", hint="use 'error' or 'truncate'")
     assert isinstance(model, SequenceModel)
     report = Report(strict)
-    cutter = Cutter(model.config.max_letters, overlong, overlap=0)
+    limits = [limit for limit in (model.config.max_letters, longest) if limit is not None]
+    cutter = Cutter(min(limits, default=None), overlong, overlap=0)
     before, after = special_tokens(model)
     ids = []
     for record in read_sequences(data):
