@@ -2,7 +2,8 @@
 
 A good embedding lays an RNA beside one of its own family, and a cell beside one of its own type. The share of
 nearest neighbours that do is told beside that of a simple method without a network, of the same network with
-random weights, and of chance. The examples are few: they show that all works, and do not rank models.
+random weights, and of chance. The examples are few, and a model may have read some of the sequences in
+training (never their labels): they show that all works, and do not rank models.
 """
 
 import time
