@@ -57,7 +57,15 @@ def dots(
     first, compared = float(main[0]), float(rest[0].mean())
     sides = ("left", "right") if first >= compared else ("right", "left")
     for text, x, colour, side in zip(called, (first, compared), (PALETTE[0], "#666666"), sides):
-        ax.annotate(text, (x, 0), (0, 8), textcoords="offset points", ha=side, fontsize=SMALL, color=colour)
+        ax.annotate(
+            text,
+            (x, 0),
+            (3 if side == "left" else -3, 8),
+            textcoords="offset points",
+            ha=side,
+            fontsize=SMALL,
+            color=colour,
+        )
     quiet(ax, title=title, spines=("bottom",))
     ax.tick_params(axis="y", length=0)
     return finish(figure, save)
