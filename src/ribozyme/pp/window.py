@@ -31,9 +31,10 @@ def content_keys(ids: Ints, values: npt.NDArray[Any], indptr: Ints, seed: int = 
 
 
 def draws(keys: Keys, ids: Ints, indptr: Ints, stream: int) -> npt.NDArray[np.float64]:
-    """(T,) uniform numbers from [0, 1), a function of the cell's key and the gene; `stream` sets uses apart."""
+    """(T,) numbers from [0, 1), each a function of its cell's key and its gene; `stream` sets uses apart."""
     cell = np.repeat(keys + np.uint64(stream), np.diff(indptr))
-    return (_mix(_mix(cell) ^ ids.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+    mixed = _mix(_mix(cell) ^ ids.astype(np.uint64))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def in_window(
@@ -63,7 +64,7 @@ def in_window(
 
 
 def _mix(x: Keys) -> Keys:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every bit of x moves every bit of the result."""
+    """The last steps of splitmix64 (Steele, Lea, Flood, 2014): each bit of x moves all bits of the result."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,0 +1,227 @@
+"""Cells from files and from AnnData, in pieces of rows, so that memory stays flat.
+
+`read_cells` gives a whole AnnData; `open_cells` a `Cells`, whose rows come in chunks straight from the file.
+Both look at a file before they read it (`io/hdf5.py`), and neither changes what it is given.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+
+from ribozyme.errors import InputError, MissingExtraError
+from ribozyme.io.hdf5 import check_indices, check_indptr, check_sparse, open_hdf5
+from ribozyme.io.matrices import choose_modality, first_file, read_10x, read_loom, read_mtx, read_table
+from ribozyme.io.zarr_folder import open_zarr
+
+CHUNK = 4_096
+"""Cells of a chunk; at 2,000 genes a cell 100 MB."""
+
+SUFFIXES = (".h5ad", ".h5mu", ".h5", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells as rows that can be had in chunks.
+
+    names : (cells,) from `obs_names`; var : the genes; where : the source, for messages
+    rows : start and end to that part of the matrix, dense or sparse
+    """
+
+    names: npt.NDArray[Any]
+    var: pd.DataFrame
+    where: str
+    rows: Callable[[int, int], Any]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """(first row, CSR of at most `size` rows), one after the other; all structures are checked."""
+        for start in range(0, len(self), size):
+            part = self.rows(start, min(start + size, len(self)))
+            yield start, _checked_csr(part, len(self.var), self.where)
+
+
+@contextmanager
+def open_cells(source: Any, *, modality: str | None = None) -> Iterator[Cells]:
+    """Cells of an AnnData (in memory, backed, a view), a MuData, or a path; as `read_cells`, but in chunks.
+
+    Of `.h5ad`, `.h5mu` and `.zarr` only the chunk asked for is in memory.
+    """
+    with ExitStack() as stack:
+        if not isinstance(source, (str, os.PathLike)):
+            yield _of_object(source, modality)
+            return
+        path, kind = Path(source), _kind(Path(source))
+        if kind in ("h5ad", "h5mu", "zarr"):
+            with _noted(path):
+                cells = _of_group(_group(path, kind, modality, stack), path)
+            yield cells
+            return
+        yield _of_object(_read(path, kind, modality), None, str(path))
+
+
+def read_cells(path: str | os.PathLike[str], *, modality: str | None = None) -> Any:
+    """Read a file or folder of cells into memory.
+
+    Parameters
+    ----------
+    path : `.h5ad`, `.zarr`, `.h5mu` (anndata, mudata); `.h5` (10x Genomics, of either version); a folder
+        with `matrix.mtx`, or that file, also `.gz`; `.loom`; `.csv`, `.tsv` or `.txt`, also `.gz`, a table of
+        cells and genes, either way round: the axis whose names are more often human genes is that of the genes
+    modality : of `.h5mu` its name, of 10x files the feature type (or the genome, in old ones). By default
+        RNA, `Gene Expression`, or the only one there is.
+
+    Returns
+    -------
+    AnnData. Duplicated gene names get a number, as everywhere in scverse; `var` keeps the symbols and ids.
+
+    Raises
+    ------
+    InputError : the file is damaged, not of a known kind, reaches outside itself, or is absurdly large.
+    MissingExtraError : zarr is not installed.
+    """
+    place, kind = Path(path), _kind(Path(path))
+    if kind not in ("h5ad", "h5mu", "zarr"):
+        return _read(place, kind, modality)
+    from anndata.io import read_elem
+
+    with ExitStack() as stack, _noted(place):
+        return read_elem(_group(place, kind, modality, stack))
+
+
+def _kind(path: Path) -> str:
+    """What is at `path`, by its suffix; a folder is zarr or 10x by what is in it."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file")
+    if path.is_dir():
+        if any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zattrs", ".zmetadata")):
+            return "zarr"
+        if first_file(path, "matrix.mtx"):
+            return "mtx"
+        raise InputError(f"{path}: neither a zarr folder nor one with matrix.mtx")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    if suffix not in SUFFIXES or suffix == ".zarr":
+        raise InputError(
+            f"{path}: no cells are read from {suffix!r} files", hint=f"one of {', '.join(SUFFIXES)}"
+        )
+    return {".tsv": "table", ".csv": "table", ".txt": "table"}.get(suffix, suffix[1:])
+
+
+@contextmanager
+def _noted(path: Path) -> Iterator[None]:
+    """Whatever a reader says of a file that it cannot read becomes one error with the file's name."""
+    try:
+        yield
+    except (InputError, MissingExtraError, MemoryError):
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: cannot be read as cells ({type(error).__name__}: {message})") from error
+
+
+def _read(path: Path, kind: str, modality: str | None) -> Any:
+    reader = {"h5": read_10x, "mtx": read_mtx, "loom": read_loom, "table": read_table}[kind]
+    with _noted(path):
+        return reader(path, modality)
+
+
+# ------------------------------------------------------------------------------------- what a chunk is
+
+
+def _of_object(source: Any, modality: str | None, where: str | None = None) -> Cells:
+    if hasattr(source, "mod"):
+        source = source.mod[choose_modality(list(source.mod), modality, "the MuData")]
+    if not all(hasattr(source, name) for name in ("X", "obs_names", "var")):
+        raise InputError(
+            f"cells come as AnnData, MuData or a path, not as {type(source).__name__}",
+            hint="wrap a matrix: anndata.AnnData(X, var=pandas.DataFrame(index=gene_names))",
+        )
+    where = where or "adata"
+    names = np.asarray(source.obs_names, dtype=object)
+    if source.is_view:
+        return Cells(names, source.var, where, lambda start, end: source[start:end].X)
+    return Cells(names, source.var, where, _rows_of(source.X, where, f"{where}.X"))
+
+
+def _of_group(root: Any, path: Path) -> Cells:
+    """An AnnData on disk."""
+    from anndata.io import read_elem, sparse_dataset
+
+    if "X" not in root:
+        raise InputError(f"{path}: there is no X in it, no matrix of cells and genes")
+    obs, X = root["obs"], root["X"]
+    index = obs.attrs.get("_index", "_index") if hasattr(obs, "attrs") else None
+    table = read_elem(root["var"])
+    names = read_elem(obs[index]) if index in obs else read_elem(obs).index
+    if not hasattr(X, "shape"):
+        X = sparse_dataset(X)
+    if X.shape != (len(names), len(table)):
+        raise InputError(
+            f"{path}: X is {X.shape}, but there are {len(names):,} names and {len(table):,} genes"
+        )
+    return Cells(np.asarray(names, dtype=object), table, str(path), _rows_of(X, str(path), "X"))
+
+
+def _rows_of(X: Any, where: str, name: str) -> Callable[[int, int], Any]:
+    """Start and end to rows of a matrix, in memory or on disk; columns-first ones are turned once."""
+    if X is None:
+        raise InputError(
+            f"{where}: X is empty", hint="put the counts in it: adata.X = adata.layers['counts']"
+        )
+    if hasattr(X, "group") and hasattr(X, "format"):  # sparse, on disk
+        check_sparse(X.group, where, name)
+        X = X if X.format == "csr" else X.to_memory()
+    if sparse.issparse(X) and X.format != "csr":
+        if X.format == "csc":
+            check_compressed(X, where)
+        X = X.tocsr()
+    elif sparse.issparse(X):
+        check_compressed(X, where)
+    return lambda start, end: X[start:end]
+
+
+def check_compressed(X: Any, where: str) -> None:
+    """Raise an `InputError` unless a CSR or CSC matrix in memory is sound; wrong ones crash programs."""
+    major, minor = X.shape if X.format == "csr" else X.shape[::-1]
+    check_indptr(X.indptr, major, len(X.indices), f"{where}: indptr")
+    if len(X.data) != len(X.indices):
+        raise InputError(f"{where}: {len(X.data):,} numbers, but {len(X.indices):,} indices")
+    check_indices(X.indices, minor, f"{where}: indices")
+
+
+def _checked_csr(part: Any, genes: int, where: str) -> sparse.csr_matrix:
+    if hasattr(part, "compute"):  # dask
+        part = part.compute()
+    if not sparse.issparse(part):
+        part = np.asarray(part)
+    if part.dtype.kind not in "buif":
+        raise InputError(f"{where}: X holds {part.dtype}, not numbers")
+    rows = sparse.csr_matrix(part)
+    check_compressed(rows, where)
+    if rows.shape[1] != genes:
+        raise InputError(f"{where}: X has {rows.shape[1]:,} columns for {genes:,} genes")
+    return rows
+
+
+# ---------------------------------------------------------------------------------- anndata and mudata
+
+
+def _group(path: Path, kind: str, modality: str | None, stack: ExitStack) -> Any:
+    """The AnnData in a file or zarr folder, as an open and checked group."""
+    root = open_zarr(path) if kind == "zarr" else stack.enter_context(open_hdf5(path))
+    if "mod" in root and "X" not in root:
+        return root["mod"][choose_modality(list(root["mod"]), modality, path)]
+    if modality is not None:
+        raise InputError(f"{path}: there is one modality, none is called {modality!r}")
+    return root
