@@ -74,10 +74,7 @@ def _edges(cu_seqlens: Tensor, reach: int, *, at_start: bool) -> tuple[Tensor, T
     A row of a very short sequence may come twice.
     """
     starts, offsets = cu_seqlens.long(), torch.arange(reach, device=cu_seqlens.device)
-    if at_start:
-        rows = starts[:-1, None] + offsets
-    else:
-        rows = starts[1:, None] - 1 - offsets
+    rows = starts[:-1, None] + offsets if at_start else starts[1:, None] - 1 - offsets
     rows = torch.minimum(rows.flatten().clamp(min=0), starts[-1] - 1)
     sequence = torch.searchsorted(starts, rows, right=True) - 1
     return rows, starts[sequence], starts[sequence + 1] - 1

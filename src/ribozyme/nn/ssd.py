@@ -29,6 +29,7 @@ from ribozyme.packing import bounds
 
 Array = npt.NDArray[np.int64]
 
+RECOMPUTE = 16_384  # tokens; for the gradient of more, the inside of the scan is computed twice
 SEPARABLE = 80.0  # exp(40) = 2e17: far from the ends of float32, sums of such terms included
 
 
@@ -148,73 +149,88 @@ def _places(blocks: list[Block]) -> Tensor:
 
 
 def ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunks: Chunks, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunks: Chunks,
+    state: Tensor | None = None,
+    *,
+    final: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """The scan in chunks.
 
-    x : (T, H, P); dt : (T, H), positive; A : (H,), negative; B, C : (T, G, N), head h reads group h // (H / G)
+    x : (T, H, P); dt : (T, H), not negative; A : (H,), negative
+    B, C : (T, G, N); head h reads group h // (H / G)
     state : (n, H, P, N) of each sequence before its first token, else 0
-    Returns y (T, H, P) and the state of each sequence after its last token, float32 at least.
+    final : whether the last states are wanted; without them short sequences cost less
+
+    Returns y (T, H, P), and the state of each sequence after its last token or None; float32 at least.
     """
-    (tokens, heads, dim), (groups, size) = x.shape, B.shape[1:]
+    heads, dim, groups = *x.shape[1:], B.shape[1]
     x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
-    sequences = len(chunks.cu_seqlens) - 1
-    if state is None:
-        state = x.new_zeros(sequences, heads, dim, size)
-    inner = state.to(x.dtype).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)  # (n, G, N, K P)
-    remember = torch.is_grad_enabled() and len(chunks.groups) + len(chunks.groups[0][1]) > 2
+    if state is not None:
+        state = (
+            state.to(x.dtype).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)
+        )  # (n, G, N, K P)
+    again = torch.is_grad_enabled() and len(x) > RECOMPUTE
     rows, finals, order = [], [], []
     with torch.autocast(x.device.type, enabled=False):
         for members, blocks in chunks.groups:
-            carried, ended = inner[members], list[Tensor]()
+            carried, ended = None if state is None else state[members], list[Tensor]()
             for block in blocks:
-                going = block.steps[0]
-                ended.insert(0, carried[going:])
-                inputs = (x, dt, A, B, C, carried[:going], block)
-                if remember:  # keep the inputs alone, compute the rest again for the gradient
+                if carried is not None:
+                    ended.insert(0, carried[block.steps[0] :])
+                    carried = carried[: block.steps[0]]
+                inputs = (x, dt, A, B, C, carried, block, final or block is not blocks[-1])
+                if again:  # keep the inputs alone, compute the rest once more for the gradient
                     y, carried = checkpoint(_scan, *inputs, use_reentrant=False, preserve_rng_state=False)
                 else:
                     y, carried = _scan(*inputs)
                 rows.append(y)
-            finals += [carried, *ended]
+            if carried is not None:
+                finals += [carried, *ended]
             order.append(members)
     y = (rows[0] if len(rows) == 1 else torch.cat(rows)).index_select(0, chunks.places)
-    final = torch.cat(finals)[torch.cat(order).argsort()]
-    final = final.unflatten(3, (-1, dim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
-    return y.view(tokens, heads, dim), final
+    y = y.unflatten(1, (heads, dim))
+    if not final:
+        return y, None
+    last = torch.cat(finals)[torch.cat(order).argsort()]
+    return y, last.unflatten(3, (-1, dim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
 
 
 def _scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, block: Block
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, block: Block, go_on: bool
+) -> tuple[Tensor, Tensor | None]:
     """One block of R chunks: y (R Q, H P), and the states (m, G, N, K P) of its m sequences after it."""
     (rows, length), (heads, dim), groups = block.tokens.shape, x.shape[1:], B.shape[1]
-    x, dt, B, C = (
-        m.index_select(0, block.tokens.flatten()).unflatten(0, (rows, length)) for m in (x, dt, B, C)
-    )
+    tokens = block.tokens.flatten()
+    x, dt, B, C = (one.index_select(0, tokens).unflatten(0, (rows, length)) for one in (x, dt, B, C))
     if block.padding is not None:
         dt = dt.masked_fill(block.padding, 0)  # no decay and no input: the state stays as it is
-    B, C = (m.transpose(1, 2).flatten(0, 1) for m in (B, C))  # (R G, Q, N)
+    B, C = (one.transpose(1, 2).flatten(0, 1) for one in (B, C))  # (R G, Q, N)
     s = (dt * A).cumsum(1)  # (R, Q, H)
     end = s[:, -1]
     own = end.abs().amax(0) > SEPARABLE  # (H,) heads that need a matrix of their own
     alone = own.nonzero()[:, 0]
 
-    m = torch.where(own, 0, end / 2)  # states are kept as exp(m) S, so that the reader needs no factor
-    m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
+    m = torch.where(own, 0, end / 2)  # states are kept as exp(m) S, so that their reader needs no factor
     scale = dt * torch.exp(torch.where(own, end, m)[:, None] - s)
     u = _by_group(x * scale[..., None], groups)  # (R G, Q, K P)
-    keep = torch.exp(end - m + m_next)
-    take = torch.where(own, 1, keep)
-    added = torch.bmm(B.mT, u).unflatten(0, (rows, groups)) * _per_channel(take, groups, dim)
-    entering, state = _carry(
-        state * _per_channel(torch.exp(m[: len(state)]), groups, dim),
-        added,
-        _per_channel(keep, groups, dim),
-        block.steps,
-    )
+    if state is None and not go_on and len(block.steps) == 1:
+        y, last = torch.zeros_like(u), None
+    else:
+        m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
+        keep = torch.exp(end - m + m_next)
+        take = _per_channel(torch.where(own, 1, keep), groups, dim)
+        added = torch.bmm(B.mT, u).unflatten(0, (rows, groups)) * take
+        if state is None:
+            state = torch.zeros_like(added[: block.steps[0]])
+        state = state * _per_channel(torch.exp(m[: len(state)]), groups, dim)
+        entering, last = _carry(state, added, _per_channel(keep, groups, dim), block.steps)
+        y = torch.bmm(C, entering.flatten(0, 1))  # (R G, Q, K P)
     products = torch.bmm(C, B.mT).tril()  # (R G, Q, Q), shared by the heads of a group
-    y = torch.bmm(C, entering.flatten(0, 1))  # (R G, Q, K P)
     if len(alone) == 0:
         y = torch.baddbmm(y, products, u)
     elif len(alone) < heads:
@@ -223,9 +239,9 @@ def _scan(
     y = y.view(rows, groups, length, -1).transpose(1, 2).unflatten(3, (-1, dim)).flatten(2, 3)
     y = y * torch.exp(s - m[:, None])[..., None]  # (R, Q, H, P)
     if len(alone):
-        products = products.unflatten(0, (rows, groups))[:, alone // (heads // groups)]
-        y = y.index_add(2, alone, _within(products, s[..., alone], dt[..., alone], x[:, :, alone]))
-    return y.flatten(2).flatten(0, 1), state
+        shared = products.unflatten(0, (rows, groups))[:, alone // (heads // groups)]
+        y = y.index_add(2, alone, _within(shared, s[..., alone], dt[..., alone], x[:, :, alone]))
+    return y.flatten(2).flatten(0, 1), last
 
 
 def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
