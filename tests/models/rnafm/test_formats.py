@@ -1,8 +1,12 @@
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -270,7 +274,7 @@ def test_tensors_that_do_not_fit_are_named(fixtures, tmp_path, change, told):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "told"),
+    ("stated", "error", "told"),
     [
         ({"num_hidden_layers": 4}, CheckpointError, "missing: layers.3."),
         ({"num_hidden_layers": 2}, CheckpointError, "unused: layers.2."),
@@ -282,11 +286,11 @@ def test_tensors_that_do_not_fit_are_named(fixtures, tmp_path, change, told):
         ({"is_decoder": True}, ConfigError, "is_decoder is True"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(fixtures, tmp_path, settings, error, told):
+def test_settings_that_do_not_fit_are_named(fixtures, tmp_path, stated, error, told):
     folder = tmp_path / "x"
     shutil.copytree(fixtures / "mm-2026-05", folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | settings))
+    (folder / "config.json").write_text(json.dumps(config | stated))
     with pytest.raises(error) as caught:
         reload(folder)
     assert told in str(caught.value)
@@ -322,21 +326,54 @@ def test_a_table_of_another_alphabet_is_refused(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "told"),
+    ("stated", "error", "told"),
     [
         ({"format": 2}, CheckpointError, "format 2 is unknown"),
         ({"dropout": 0.1}, ConfigError, "unknown settings: dropout"),
         ({"ffn_dim": 57}, CheckpointError, "layers.0.ffn.up.weight is (56, 24), not (57, 24)"),
     ],
 )
-def test_our_own_folders_are_checked_alike(published, tmp_path, settings, error, told):
+def test_our_own_folders_are_checked_alike(published, tmp_path, stated, error, told):
     it = published("rna.pth")
     formats.save(it.module, it.tokenizer, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | settings))
+    (tmp_path / "config.json").write_text(json.dumps(config | stated))
     with pytest.raises(error) as caught:
         reload(tmp_path)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_damaged_tensors_are_an_error_or_no_matter_but_never_a_crash(fixtures, name, data):
+    whole = open_checkpoint(fixtures / name)
+    tensors = dict(whole.tensors)
+    victim = data.draw(st.sampled_from(sorted(tensors)))
+    shape = data.draw(st.lists(st.integers(0, 30), max_size=4))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.int8, torch.int64, torch.bool]))
+    other = data.draw(st.sampled_from([victim, "x", victim + ".0", victim.replace(".0.", ".999999.")]))
+    tensors[other] = data.draw(
+        st.sampled_from(
+            [torch.zeros(shape, dtype=dtype), tensors[victim].to(dtype), tensors[victim].flatten()]
+        )
+    )
+    try:
+        module, _ = formats.load(replace(whole, tensors=tensors))
+    except (CheckpointError, ConfigError):
+        return
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_strange_settings_are_an_error_or_no_matter_but_never_a_crash(fixtures, data):
+    whole = open_checkpoint(fixtures / data.draw(st.sampled_from(["mm-2024", "mm-ss", "rna.pth"])))
+    key = data.draw(st.sampled_from(sorted(whole.config)))
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]) | st.just({})
+    config = {**whole.config, key: data.draw(plain)}
+    with contextlib.suppress(CheckpointError, ConfigError):
+        formats.load(replace(whole, config=config))
 
 
 def test_an_unknown_layout_is_refused(tiny, tmp_path):

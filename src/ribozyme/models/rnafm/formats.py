@@ -74,7 +74,7 @@ def load(checkpoint: Checkpoint) -> tuple[RNAFM, Tokenizer]:
         config, state = _read_multimolecule(checkpoint, settings)
     with torch.device("meta"):
         module = RNAFM(config)
-    module.load_state_dict({name: _float32(tensor) for name, tensor in state.items()}, assign=True)
+    module.load_state_dict(_float32(checkpoint.path, state), assign=True)
     return module.eval(), Tokenizer(config.vocabulary)
 
 
@@ -101,8 +101,15 @@ def save(module: RNAFM, tokenizer: Tokenizer, folder: Path, layout: Layout = "na
         raise ConfigError(f"layout {layout!r} does not exist", hint="native, fairseq or multimolecule")
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _float32(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    counters = {name: t.long() for name, t in state.items() if name.endswith("num_batches_tracked")}
+    whole = [name for name, t in state.items() if name not in counters and not t.is_floating_point()]
+    if whole:
+        raise CheckpointError(
+            f"{path}: {whole[0]} is {state[whole[0]].dtype}, not a matrix of real numbers",
+            hint="quantised weights are not read: use the published float32 file",
+        )
+    return {name: counters.get(name, t.float()) for name, t in state.items()}
 
 
 # native
@@ -142,10 +149,12 @@ def _ours(keys: KeyMap, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _measured(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes and heads from tensors under our names, before q, k and v are joined."""
-    needed = ("tokens.weight", "positions.weight", "layers.0.ffn.up.weight")
-    absent = [name for name in needed if name not in tensors or tensors[name].dim() != 2]
-    if absent:
-        raise CheckpointError(f"{checkpoint.path}: no table for {', '.join(absent)}")
+    needed = {"tokens.weight": 2, "positions.weight": 2, "layers.0.ffn.up.weight": 2}
+    dims = needed | {"contact.weight": 2, "structure.pair.weight": 4}
+    bad = [name for name, dim in dims.items() if name in tensors and tensors[name].dim() != dim]
+    if bad or not needed.keys() <= tensors.keys():
+        names = bad or [name for name in needed if name not in tensors]
+        raise CheckpointError(f"{checkpoint.path}: no table for {', '.join(names)}")
     sizes: dict[str, Any] = {
         "layers": _count("layers", tensors),
         "dim": tensors["tokens.weight"].shape[1],
@@ -209,7 +218,9 @@ def _one_table(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = dict(tensors)
     embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
     head = tensors.get(embedding.removesuffix("embed_tokens.weight") + "lm_head.weight")
-    if head is not None and torch.equal(head[:-1], tensors[embedding][:-1]):
+    if head is None or head.dim() != 2 or head.shape != tensors[embedding].shape:
+        return tensors
+    if torch.equal(head[:-1], tensors[embedding][:-1]):
         tensors[embedding] = head
     return tensors
 
@@ -264,8 +275,8 @@ def _read_multimolecule(checkpoint: Checkpoint, settings: dict[str, Any]) -> tup
     stated = _stated(settings, MULTIMOLECULE_SETTINGS)
     if stated.get("eps") == 1e-12:
         stated["eps"] = EPS
-    vocabulary = _vocabulary(checkpoint, len(tensors["tokens.weight"]))
     measured = {**_measured(checkpoint, tensors), "structure_threshold": THRESHOLDS["bpRNA"]}
+    vocabulary = _vocabulary(checkpoint, len(tensors["tokens.weight"]))
     config = _config(checkpoint, {**measured, **stated, "vocabulary": vocabulary})
     return config, keys.apply(checkpoint, _expected(config))
 
