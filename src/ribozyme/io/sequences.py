@@ -76,7 +76,7 @@ def read_sequences(
     if hasattr(source, "columns") and hasattr(source, "__getitem__"):
         return _checked("DataFrame", _from_frame(source, sequence_column, id_column), "row")
     if sequence_column is not None or id_column is not None:
-        raise InputError(f"a column was named, but the input is a {type(source).__name__}, not a table")
+        raise InputError(f"a column was named, but the input is of type {type(source).__name__}, not a table")
     return _checked(type(source).__name__, _from_objects(source), "item")
 
 
@@ -112,7 +112,7 @@ def _sequence(name: str, sequence: Any, place: str) -> str:
     if _is_missing(sequence):
         raise InputError(f"{name!r} has no sequence, a missing value ({place})", hint="leave such rows out")
     if not isinstance(sequence, str):
-        raise InputError(f"{name!r} is a {type(sequence).__name__}, not a string ({place})")
+        raise InputError(f"{name!r} is of type {type(sequence).__name__}, not a string ({place})")
     sequence = sequence.strip()
     if not sequence:
         raise InputError(f"{name!r} has an empty sequence ({place})", hint="leave such records out")
@@ -145,7 +145,7 @@ def _from_objects(source: Any) -> Pairs:
         return source.items()
     if isinstance(source, bytes) or not isinstance(source, Iterable):
         raise InputError(
-            f"sequences cannot be read from a {type(source).__name__}",
+            f"sequences cannot be read from an object of type {type(source).__name__}",
             hint="give a path, a list of strings or of (name, sequence) pairs, or a column of a table",
         )
     return map(_pair, source)
@@ -221,7 +221,7 @@ def _check_file(path: Path, name: str) -> None:
         exists, folder, empty = path.exists(), path.is_dir(), path.is_file() and path.stat().st_size == 0
     except (OSError, ValueError):  # a string that cannot even be a path
         exists = folder = empty = False
-    if not exists:
+    if not exists or not name:
         raise _no_such_file(path, name)
     if folder:
         raise InputError(f"{path}: this is a folder; a file of sequences is wanted")
@@ -238,7 +238,7 @@ def _no_such_file(path: Path, name: str) -> InputError:
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, beside, n=1)
     return InputError(
-        f"{name[:200]}: there is no such file",
+        f"{name[:200]!r}: there is no such file",
         hint=f"did you mean {str(path.parent / close[0])!r}?" if close else None,
     )
 
