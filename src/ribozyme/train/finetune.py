@@ -137,8 +137,8 @@ class FineTuned:
         loop = Loop(
             epochs=epochs, batch_size=batch_size, budget=budget, clip=clip, warmup=warmup, decay=decay
         )
-        data = self._read(inputs, overlong, strict)
-        held = None if validation is None else self._read(validation[0], overlong, strict)
+        data = _whole(self._read(inputs, overlong, strict))
+        held = None if validation is None else _whole(self._read(validation[0], overlong, strict))
         network, known = self._prepared(labels, len(data))
         targets = known.encode(labels, len(data))
         held_targets = None if validation is None or held is None else known.encode(validation[1], len(held))
@@ -169,6 +169,8 @@ class FineTuned:
     ) -> Array:
         """(n, outputs) float32: of a regression in the units of the labels, of a classification logits.
 
+        A cell without known genes has NaN.
+
         Raises
         ------
         InputError : as `embed` of the model.
@@ -178,7 +180,9 @@ class FineTuned:
         network, _ = self._ready()
         budget = batch_tokens or default_batch_tokens(self.model.device)
         network.eval()
-        return np.stack(run(data, lambda batch: self._in_units(network(batch)), self.model.device, budget))
+        rows = np.stack(run(data, lambda batch: self._in_units(network(batch)), self.model.device, budget))
+        rows[data.empty] = np.nan
+        return rows
 
     def predict(self, inputs: Any, **how: Any) -> npt.NDArray[Any]:
         """The class, or the numbers, of each input; keywords as of `outputs`."""
@@ -322,6 +326,16 @@ def _own_copy(model: Any, device: str) -> Any:
     own.module = copy.deepcopy(model.module)
     set_matmul_dtype(own.module, torch.float32)
     return own
+
+
+def _whole(data: Inputs) -> Inputs:
+    if data.empty.any():
+        raise InputError(
+            f"{int(data.empty.sum()):,} inputs have nothing that the model knows, the first at position "
+            f"{int(data.empty.argmax())}",
+            hint="leave them, and their labels, out of the training",
+        )
+    return data
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:

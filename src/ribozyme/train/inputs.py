@@ -19,10 +19,11 @@ from ribozyme.report import Report
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One array of ids an input, special tokens included; `values` beside them for cells."""
+    """One array of ids an input, with `special` special tokens each; `values` beside them for cells."""
 
     ids: Sequence[npt.NDArray[np.int64]]
     values: Sequence[npt.NDArray[np.float32]] | None = None
+    special: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -31,6 +32,11 @@ class Inputs:
     def lengths(self) -> list[int]:
         """Tokens of each input."""
         return [len(one) for one in self.ids]
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """(n,) true for an input (a cell) in which there is nothing that the model knows."""
+        return np.array(self.lengths) == self.special
 
     def pack(self, chosen: Sequence[int]) -> Packed:
         """The chosen inputs as one batch."""
@@ -87,7 +93,7 @@ def read_inputs(
         [piece] = cutter.cut(record.name, letters, report)
         ids.append(np.concatenate([before, piece.ids, after]))
     report.finish(stacklevel=4)
-    return Inputs(ids)
+    return Inputs(ids, special=len(before) + len(after))
 
 
 def special_tokens(model: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from ribozyme.train.inputs import Inputs, read_inputs, run, special_tokens
 
 Array = npt.NDArray[np.float32]
 Optimizer = Callable[..., torch.optim.Optimizer]
-DTYPE = "float32"
+DTYPE, DROPOUT = "float32", 0.02
 
 
 @dataclass
@@ -129,7 +129,14 @@ class HelicalBaseFineTuningModel(nn.Module):
         if outputs is None and task == "regression":
             outputs = 1
         self._hold_tuned(
-            FineTuned(model, task=task, head=head, pooling=self.pooling, outputs=outputs, dropout=0.02)
+            FineTuned(
+                model,
+                task=task,
+                head=head if own else "linear",
+                pooling=self.pooling,
+                outputs=outputs,
+                dropout=DROPOUT,
+            )
         )
 
     def _hold_tuned(self, tuned: FineTuned) -> None:

@@ -3,9 +3,7 @@
 import torch
 from torch import nn
 
-from helical.models.base_models import HelicalBaseFineTuningHead
-
-DROPOUT = 0.02
+from helical.models.base_models import DROPOUT, HelicalBaseFineTuningHead
 
 
 class ClassificationHead(HelicalBaseFineTuningHead):
