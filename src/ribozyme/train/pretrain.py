@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 
 from ribozyme.packing import Packed
@@ -118,6 +119,33 @@ def shuffled(
                 held, size = [], 0
 
 
+def shuffled_cells(
+    bins: sparse.csr_matrix,
+    gene_ids: Ids,
+    first: tuple[int, float],
+    budget: int,
+    longest: int,
+    generator: np.random.Generator,
+) -> Iterator[Packed]:
+    """Endless packed batches of cells; of a cell with more than `longest` genes a random part.
+
+    bins : (cells, genes) binned expression; gene_ids : (genes,) their ids
+    first : id and value of the token in front of each cell, `<cls>`
+    """
+    while True:
+        ids: list[Ids] = []
+        values: list[npt.NDArray[np.float32]] = []
+        for cell in generator.permutation(bins.shape[0]):
+            inside = np.arange(bins.indptr[cell], bins.indptr[cell + 1])
+            if len(inside) > longest:
+                inside = np.sort(generator.choice(inside, longest, replace=False))
+            ids.append(np.concatenate([[first[0]], gene_ids[bins.indices[inside]]]))
+            values.append(np.concatenate([[first[1]], bins.data[inside]]).astype(np.float32))
+            if sum(map(len, ids)) >= budget:
+                yield Packed.of(ids, values)
+                ids, values = [], []
+
+
 def next_letter(module: nn.Module, weights: Tensor | None = None) -> Loss:
     """Cross-entropy of each letter given those before it; `weights` (vocabulary,) weighs the letters."""
 
@@ -150,5 +178,26 @@ def masked_letters(
         seen = torch.where(chosen & (kind >= 0.9), other, seen)
         rows = module.encode(replace(batch, ids=seen))  # type: ignore[operator]
         return F.cross_entropy(module.logits(rows[chosen]), ids[chosen])  # type: ignore[operator]
+
+    return loss
+
+
+def masked_values(
+    module: nn.Module, mask_value: float, bins: int, generator: torch.Generator, share: float = 0.4
+) -> Loss:
+    """Squared error of hidden expression bins (scGPT), from each gene's row and from the cell alone.
+
+    `share` of the values are replaced by `mask_value`; errors are in units of all bins.
+    """
+
+    def loss(batch: Packed) -> Tensor:
+        assert batch.values is not None
+        hidden = torch.rand(len(batch.ids), generator=generator) < share
+        hidden[batch.cu_seqlens[:-1].long()] = False  # `<cls>` has no expression
+        seen = torch.where(hidden, mask_value, batch.values)
+        output = module(replace(batch, values=seen), heads=("expression", "mvc"))
+        target = batch.values[hidden] / bins
+        both = (output.expression.value, output.mvc.value)
+        return sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
 
     return loss

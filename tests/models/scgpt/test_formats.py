@@ -15,7 +15,7 @@ from ribozyme.checkpoint import Checkpoint, open_checkpoint
 from ribozyme.errors import CheckpointError, ConfigError
 from ribozyme.models.scgpt import formats
 from ribozyme.models.scgpt.config import Config
-from ribozyme.models.scgpt.model import ScGPT, initialise
+from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
 
 FLASH = (r"self_attn\.in_proj_", "self_attn.Wqkv.")
@@ -112,7 +112,7 @@ def test_settings_without_a_trace_in_the_tensors_survive_both_layouts(tmp_path):
     vocabulary = Vocabulary(["A", "B", "<eoc>", "<pad>", "<cls>"])
     for config in configs:
         module = ScGPT(config)
-        initialise(module, torch.Generator().manual_seed(0))
+        module.initialise(torch.Generator().manual_seed(0))
         for layout in ("native", "scgpt"):
             folder = tmp_path / str(id(config)) / layout
             formats.save(module, vocabulary, folder, layout=layout)
@@ -228,7 +228,7 @@ def test_without_settings_the_published_ones_are_assumed(get_case, tmp_path):
 
 def tiny_census(rows):
     module = ScGPT(Config(vocab_size=rows, layers=1, dim=4, heads=2, ffn_dim=4, mvc=False))
-    initialise(module, torch.Generator().manual_seed(0))
+    module.initialise(torch.Generator().manual_seed(0))
     return module
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from ribozyme.errors import CheckpointError, InputError
 from ribozyme.models.scgpt.config import Config
-from ribozyme.models.scgpt.model import ScGPT, initialise, prompted_attention
+from ribozyme.models.scgpt.model import ScGPT, prompted_attention
 from ribozyme.nn.attention import attention, attention_reference
 from ribozyme.nn.linear import Linear, set_matmul_dtype
 from ribozyme.packing import Packed, cumulative
@@ -250,7 +250,7 @@ def test_starting_weights_repeat_and_leave_the_global_generator_alone():
         with torch.device("meta"):
             model = ScGPT(everything())
         model.to_empty(device="cpu")
-        initialise(model, torch.Generator().manual_seed(seed))
+        model.initialise(torch.Generator().manual_seed(seed))
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -260,7 +260,7 @@ def test_starting_weights_repeat_and_leave_the_global_generator_alone():
 
 def test_starting_weights_have_the_published_ranges():
     model = ScGPT(Config(**SMALL, perturbation=True, pert_pad_id=1))
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     table = model.genes.table.weight
     assert 0.09 < table.abs().max() <= 0.1
     assert not model.perturbations.weight[1].any()
@@ -298,7 +298,7 @@ def test_the_full_size_network_runs(tmp_path):
     with torch.device("meta"):
         model = ScGPT(Config())
     model.to_empty(device="cpu")
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     formats.save(model.eval(), Vocabulary.census(), tmp_path, layout="scgpt")
     again, vocabulary = formats.load(open_checkpoint(tmp_path))
     assert len(vocabulary) == 60_697

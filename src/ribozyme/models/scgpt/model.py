@@ -279,6 +279,25 @@ class ScGPT(nn.Module):
         """
         return self.expression(self.encode(batch, labels=labels, cell=cell), batch, labels=labels)
 
+    def initialise(self, generator: torch.Generator) -> None:
+        """Starting weights for training from scratch, drawn as the published code draws them."""
+        for part in self.modules():
+            if isinstance(part, Linear):
+                bound = 1 / math.sqrt(part.in_features)
+                for tensor in part.parameters(recurse=False):
+                    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+            elif isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, generator=generator)
+                if part.padding_idx is not None:
+                    nn.init.zeros_(part.weight[part.padding_idx])
+            elif isinstance(part, nn.LayerNorm):
+                part.reset_parameters()
+            elif isinstance(part, nn.BatchNorm1d):
+                part.reset_parameters()  # and the running statistics
+            elif isinstance(part, nn.PReLU):
+                nn.init.constant_(part.weight, 0.25)
+        nn.init.uniform_(self.genes.table.weight, -0.1, 0.1, generator=generator)
+
     def _label_rows(self, batch: Packed, labels: Tensor | None, modalities: Tensor | None) -> Tensor | None:
         """(T, d) sum of the batch's and the modality's row of each token."""
         side = None if self.batches is None else per_token(self.batches(self._labels(labels)), batch)
@@ -310,23 +329,3 @@ def _needed(given: Tensor | None, what: str) -> Tensor:
     if given is None:
         raise InputError(f"this model needs {what}")
     return given
-
-
-def initialise(module: ScGPT, generator: torch.Generator) -> None:
-    """Starting weights for training from scratch, as the published code draws them, from one generator."""
-    for part in module.modules():
-        if isinstance(part, Linear):
-            bound = 1 / math.sqrt(part.in_features)
-            for tensor in part.parameters(recurse=False):
-                nn.init.uniform_(tensor, -bound, bound, generator=generator)
-        elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, generator=generator)
-            if part.padding_idx is not None:
-                nn.init.zeros_(part.weight[part.padding_idx])
-        elif isinstance(part, nn.LayerNorm):
-            part.reset_parameters()
-        elif isinstance(part, nn.BatchNorm1d):
-            part.reset_parameters()  # and the running statistics
-        elif isinstance(part, nn.PReLU):
-            nn.init.constant_(part.weight, 0.25)
-    nn.init.uniform_(module.genes.table.weight, -0.1, 0.1, generator=generator)
