@@ -76,7 +76,7 @@ def read_cells(path: str | os.PathLike[str], *, modality: str | None = None) -> 
     ----------
     path : `.h5ad`, `.zarr`, `.h5mu` (anndata, mudata); `.h5` (10x Genomics, of either version); a folder
         with `matrix.mtx`, or that file, also `.gz`; `.loom`; `.csv`, `.tsv` or `.txt`, also `.gz`, a table of
-        cells and genes, either way round: the axis whose names are more often human genes is that of the genes
+        cells and genes, either way round: the axis whose names are more often human genes is theirs
     modality : of `.h5mu` its name, of 10x files the feature type (or the genome, in old ones). By default
         RNA, `Gene Expression`, or the only one there is.
 
