@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ribozyme.errors import InputError
-from ribozyme.io import sequences
+from ribozyme.io import sequences, streams
 from ribozyme.io.sequences import read_sequences
 
 FASTA = b">a first\nACGU\n>b\nGGCC\n"
@@ -107,7 +107,7 @@ def test_a_csv_row_longer_than_a_block_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_parquet_file_that_declares_far_more_than_it_has_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequences, "RATIO_FROM", 2**20)
+    monkeypatch.setattr(streams, "RATIO_FROM", 2**20)
     table = pa.table({"sequence": ["A" * 2_000_000]})
     pa.parquet.write_table(table, tmp_path / "x.parquet", compression="zstd", use_dictionary=False)
     refused(tmp_path / "x.parquet", "more than 200 times its size")
@@ -138,9 +138,9 @@ BOMBS = {
 READ_AND_MEASURE = """
 import resource, sys
 from ribozyme.errors import InputError
-from ribozyme.io import sequences
+from ribozyme.io import streams
 from ribozyme.io.sequences import read_sequences
-sequences.RATIO_FROM, sequences.MAX_RATIO = 2**23, 20  # sooner than for a user, to save time
+streams.RATIO_FROM, streams.MAX_RATIO = 2**23, 20  # sooner than for a user, to save time
 list(read_sequences(["A"]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -166,7 +166,7 @@ def test_a_small_file_that_unpacks_to_two_gigabytes_is_stopped_in_little_memory(
 
 
 def test_a_file_that_only_compresses_well_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequences, "RATIO_FROM", 2**16)
+    monkeypatch.setattr(streams, "RATIO_FROM", 2**16)
     rng = random.Random(0)
     records = [f">{k}\n{''.join(rng.choices('ACGU', k=500))}\n" for k in range(400)]
     path = put(tmp_path, "x.fa.gz", gzip.compress("".join(records * 3).encode()))

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ribozyme.errors import InputError
 from ribozyme.io.hdf5 import open_hdf5
-from ribozyme.io.sequences import Guarded
+from ribozyme.io.streams import Guarded
 from ribozyme.pp.genes import known_genes
 
 MAX_ENTRIES = 2**33

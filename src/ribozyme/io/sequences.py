@@ -20,22 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from xopen import xopen
 
 from ribozyme.errors import InputError
+from ribozyme.io import streams
+from ribozyme.io.streams import COMPRESSED, Guarded, open_guarded
 
-MAX_LETTERS = 50_000_000
-"""Longest sequence that is read; four times the longest human RNA gene, and 50 MB of memory."""
-MAX_RATIO, RATIO_FROM = 200, 64 * 2**20
-"""Past 64 MB, a compressed file may hold at most 200 times its size. Real sequences reach about 5 times, gzip
-at most 1,032: a small file that goes on and on is made to fill the memory or the disk."""
+MAX_LETTERS = streams.LONGEST
+"""Longest sequence that is read."""
 CSV_BLOCK = 16 * 2**20
 """Longest row of a .csv or .tsv in bytes; pyarrow reads in blocks of this size."""
 BATCH_ROWS = 256
 
 FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
 FASTQ = (".fq", ".fastq")
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 SUFFIXES = (*FASTA, *FASTQ, ".csv", ".tsv", ".parquet", ".txt")
 
 _NOT_A_LETTER = re.compile(r"[^A-Za-z\-.*?|<>]")
@@ -243,75 +240,8 @@ def _no_such_file(path: Path, name: str) -> InputError:
     )
 
 
-class Guarded(io.RawIOBase):
-    """A decompressed stream that stops a bomb: it counts bytes in, out, and since the last `mark`.
-
-    A parser holds a whole record before it can say how long it is, so the limit must act here.
-    """
-
-    def __init__(self, file: BinaryIO, where: str, mark: bytes | None = None) -> None:
-        self.file = file
-        self.where = where
-        self.mark = mark
-        self.out = 0
-        self.since = 0
-        try:
-            self.content = xopen(file, "rb", threads=0)
-        except Exception as error:
-            raise InputError(f"{where}: cannot be opened ({error})") from error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        try:
-            data = self.content.read(len(view))
-        except Exception as error:  # every codec has errors of its own
-            raise InputError(
-                f"{self.where}: the compressed data are damaged or cut off ({error})", hint="fetch it again"
-            ) from error
-        if self.out == 0:
-            data = self._without_bom(data)
-        view[: len(data)] = data
-        self.out += len(data)
-        self._check(data)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.content.close()
-            self.file.close()
-        super().close()
-
-    def _without_bom(self, data: bytes) -> bytes:
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError(f"{self.where}: the text is UTF-16", hint="save it as UTF-8 (or plain ASCII)")
-        while data == b"\xef\xbb\xbf"[: len(data)] and len(data) < 4 and (more := self.content.read(4)):
-            data += more
-        return data.removeprefix(b"\xef\xbb\xbf")
-
-    def _check(self, data: bytes) -> None:
-        if self.out > RATIO_FROM and self.file.seekable() and self.out > MAX_RATIO * self.file.tell():
-            raise InputError(
-                f"{self.where}: more than {MAX_RATIO} times its size when decompressed, "
-                f"{self.out:,} bytes so far",
-                hint="if it is really meant to be so, decompress it first",
-            )
-        if self.mark is None:
-            return
-        last = data.rfind(self.mark)
-        self.since = self.since + len(data) if last < 0 else len(data) - last
-        if self.since > MAX_LETTERS + 2**20:  # room for line ends and a header
-            raise InputError(f"{self.where}: a record of more than {MAX_LETTERS:,} letters")
-
-
 def _open(path: Path, mark: bytes | None = None) -> io.BufferedReader:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
-    return io.BufferedReader(Guarded(file, str(path), mark), 2**17)
+    return open_guarded(path, mark, MAX_LETTERS)
 
 
 def _from_fasta(path: Path) -> Pairs:
@@ -358,7 +288,7 @@ def _name(header: str) -> str:
 
 
 def _from_stdin() -> Pairs:
-    stream = io.BufferedReader(Guarded(sys.stdin.buffer, "standard input"), 2**17)
+    stream = io.BufferedReader(Guarded(sys.stdin.buffer, "standard input", longest=MAX_LETTERS))
     first = stream.peek(1)[:1]
     readers: dict[bytes, Callable[[BinaryIO], Pairs]] = {b">": _fasta, b"@": _fastq}
     guarded = stream.raw
@@ -424,8 +354,8 @@ def _check_declared(path: Path, metadata: Any) -> None:
     """Refuse a parquet file that says it unpacks to far more than it is."""
     for group in range(metadata.num_row_groups):
         size = metadata.row_group(group).total_byte_size
-        if size > RATIO_FROM and size > MAX_RATIO * path.stat().st_size:
-            raise InputError(f"{path}: declares {size:,} bytes, more than {MAX_RATIO} times its size")
+        if size > streams.RATIO_FROM and size > streams.MAX_RATIO * path.stat().st_size:
+            raise InputError(f"{path}: declares {size:,} bytes, more than {streams.MAX_RATIO} times its size")
 
 
 def _rows(batch: Any, sequence: str, name: str | None) -> Pairs:
