@@ -149,4 +149,4 @@ def stitch(pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
         inside = slice(piece.start, piece.start + len(piece.ids))
         total[inside] += part
         seen[inside] += 1
-    return total / seen
+    return np.divide(total, seen, dtype=np.float32)

@@ -58,7 +58,7 @@ class SequenceModel:
     def __init__(
         self, module: nn.Module, tokenizer: Tokenizer, device: torch.device, record: Model | None = None
     ) -> None:
-        self.module = module.to(device).eval()
+        self.module: Any = module.to(device).eval()  # the family's own class, with encode and logits
         self.tokenizer = tokenizer
         self.device = device
         self.record = record
@@ -135,6 +135,7 @@ class SequenceModel:
             rows = self.module.encode(batch, layer=depth)
             return list(letter_rows(rows, batch, self.tokenizer).split(letters))
 
+        whole: Callable[[Sequence[Piece], Sequence[Array]], Array]
         if how == "none":
             single, windowed, whole = each, each, stitch
         elif how == "first":
@@ -194,7 +195,8 @@ class SequenceModel:
             )
         self._need_head()
         letters = self.tokenizer.letters
-        real = np.array([k for k, letter in enumerate(letters) if not letter.startswith("<")])
+        # codons with N were never trained: their rows are noise in the folders that have them
+        real = np.array([k for k, x in enumerate(letters) if x[:1] != "<" and not (len(x) == 3 and "N" in x)])
         report = Report(strict)
         filled: list[list[Filled]] = []
         to_logits = self._per_letter(lambda rows: self.module.logits(rows).float().softmax(-1))
@@ -226,7 +228,7 @@ class SequenceModel:
         if pooling not in POOLINGS:
             hint = f"one of {', '.join(POOLINGS)}" + (", cls" if self.tokenizer.prefix else "")
             raise ConfigError(f"pooling {pooling!r} does not exist for this model", hint=hint)
-        return pooling  # type: ignore[return-value]  # a member of POOLINGS
+        return pooling
 
     def _layer(self, layer: int) -> int:
         deepest = self.config.layers
@@ -316,6 +318,7 @@ class SequenceModel:
 
     def _masked_score(self, piece: Piece) -> tuple[float, int]:
         length = len(piece.ids)
+        assert self.tokenizer.mask_id is not None  # a masked model has one
         per_group = max(1, LOOK_AHEAD * default_batch_tokens(self.device) // length)
         total = 0.0
         for start in range(0, length, per_group):
