@@ -197,8 +197,8 @@ class CellModel:
         Returns
         -------
         (n, dim) float32, each row of length 1, in the order of the cells; NaN for a cell without any gene
-        that the model knows. With `output="genes"` a DataFrame of (genes, dim), a row for each gene that some cell
-        expresses, called as the vocabulary calls it.
+        that the model knows. With `output="genes"` a DataFrame of (genes, dim), a row for each gene that
+        some cell expresses, called as the vocabulary calls it.
 
         Raises
         ------

@@ -3,12 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ribozyme.pp.binning import binning  # not lazily, or its module would take the name
+
 if TYPE_CHECKING:
-    from ribozyme.pp.binning import binning
     from ribozyme.pp.codons import mark_codons
     from ribozyme.pp.genes import match_genes
 
-_HOME = {"binning": "binning", "mark_codons": "codons", "match_genes": "genes"}
+_HOME = {"mark_codons": "codons", "match_genes": "genes"}
 
 __all__ = ["binning", "mark_codons", "match_genes"]
 
