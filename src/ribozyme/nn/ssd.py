@@ -12,7 +12,7 @@ start, and turns the recurrence into matrix products. With s the running sum of 
 
 For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i - m) exp(m - s_j), it leaves
 products that all heads of a group share. That is exact while both factors can be written down, so a head
-that forgets too fast for it (|s_Q| > 80 anywhere in a block of chunks) gets its own matrix instead.
+that forgets too fast for it in a chunk (|s_Q| > 80) gets its own matrix there instead.
 """
 
 from collections.abc import Iterator
@@ -212,18 +212,17 @@ def _scan(
     B, C = (one.transpose(1, 2).flatten(0, 1) for one in (B, C))  # (R G, Q, N)
     s = (dt * A).cumsum(1)  # (R, Q, H)
     end = s[:, -1]
-    own = end.abs().amax(0) > SEPARABLE  # (H,) heads that need a matrix of their own
-    alone = own.nonzero()[:, 0]
+    fast = end.abs() > SEPARABLE  # (R, H)
 
-    m = torch.where(own, 0, end / 2)  # states are kept as exp(m) S, so that their reader needs no factor
-    scale = dt * torch.exp(torch.where(own, end, m)[:, None] - s)
+    m = torch.where(fast, 0, end / 2)  # states are kept as exp(m) S, so that their reader needs no factor
+    scale = dt * torch.exp(torch.where(fast, end, m)[:, None] - s)
     u = _by_group(x * scale[..., None], groups)  # (R G, Q, K P)
     if state is None and not go_on and len(block.steps) == 1:
         y, last = torch.zeros_like(u), None
     else:
         m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
         keep = torch.exp(end - m + m_next)
-        take = _per_channel(torch.where(own, 1, keep), groups, dim)
+        take = _per_channel(torch.where(fast, torch.exp(m_next), keep), groups, dim)
         added = torch.bmm(B.mT, u).unflatten(0, (rows, groups)) * take
         if state is None:
             state = torch.zeros_like(added[: block.steps[0]])
@@ -231,30 +230,28 @@ def _scan(
         entering, last = _carry(state, added, _per_channel(keep, groups, dim), block.steps)
         y = torch.bmm(C, entering.flatten(0, 1))  # (R G, Q, K P)
     products = torch.bmm(C, B.mT).tril()  # (R G, Q, Q), shared by the heads of a group
-    if len(alone) == 0:
-        y = torch.baddbmm(y, products, u)
-    elif len(alone) < heads:
-        others = _per_channel((~own).to(u.dtype).expand(rows, -1), groups, dim).flatten(0, 1)
-        y = torch.baddbmm(y, products, u * others)
+    chunk, head = fast.nonzero(as_tuple=True)
+    if len(chunk):
+        u = u * _per_channel((~fast).to(u.dtype), groups, dim).flatten(0, 1)
+    y = torch.baddbmm(y, products, u)
     y = y.view(rows, groups, length, -1).transpose(1, 2).unflatten(3, (-1, dim)).flatten(2, 3)
     y = y * torch.exp(s - m[:, None])[..., None]  # (R, Q, H, P)
-    if len(alone):
-        shared = products.unflatten(0, (rows, groups))[:, alone // (heads // groups)]
-        y = y.index_add(2, alone, _within(shared, s[..., alone], dt[..., alone], x[:, :, alone]))
+    if len(chunk):
+        shared = products.unflatten(0, (rows, groups))[chunk, head // (heads // groups)]
+        within = _within(shared, s[chunk, :, head], dt[chunk, :, head], x[chunk, :, head])
+        places = (chunk[:, None], torch.arange(length, device=y.device), head[:, None])
+        y = y.index_put(places, y[places] + within)
     return y.flatten(2).flatten(0, 1), last
 
 
 def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
-    """The part of y from the same chunk, with the full matrix of decays of each head.
+    """The part of y from the same chunk, (h, Q, P), with a full matrix of decays for each of h heads.
 
-    products : (R, h, Q, Q); s, dt : (R, Q, h); x : (R, Q, h, P)
+    products : (h, Q, Q); s, dt : (h, Q); x : (h, Q, P)
     """
-    s, dt = s.mT, dt.mT
     later = torch.ones(s.shape[-1], s.shape[-1], dtype=torch.bool, device=s.device).triu(1)
-    decay = (
-        (s[..., :, None] - s[..., None, :]).masked_fill(later, -torch.inf).exp()
-    )  # mask first: it overflows
-    return (products * decay * dt[..., None, :] @ x.transpose(1, 2)).transpose(1, 2)
+    decay = (s[:, :, None] - s[:, None, :]).masked_fill(later, -torch.inf).exp()  # mask first: it overflows
+    return torch.bmm(products * decay, dt[..., None] * x)
 
 
 def _carry(state: Tensor, added: Tensor, keep: Tensor, steps: tuple[int, ...]) -> tuple[Tensor, Tensor]:

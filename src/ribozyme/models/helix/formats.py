@@ -196,7 +196,8 @@ def _published(checkpoint: Checkpoint) -> Read:
     measured = _measured(checkpoint, tensors, table)
     mamba_ssm = "d_model" in settings
     stated = _mamba_ssm_settings(settings) if mamba_ssm else _hf_settings(settings)
-    measured["groups"] = max(1, measured.pop("shared") // stated.get("state", measured["state"]))
+    if type(state := stated.get("state")) is int and state > 0:
+        measured["groups"] = max(1, measured["state"] // state)
     tied = bool(settings.get("tie_embeddings", True) if mamba_ssm else settings.get("tie_word_embeddings"))
     head = "tied" if tied else "own" if "lm_head.weight" in tensors else "none"
     config = Config(**{**measured, **stated, "head": head})
@@ -204,14 +205,14 @@ def _published(checkpoint: Checkpoint) -> Read:
 
 
 def _measured(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], table: str) -> dict[str, Any]:
-    """Sizes that the shapes tell; `shared` is groups x state."""
+    """Sizes that the shapes tell, as if there were one group of heads."""
     layout = _layout_of(tensors)
     mixer = f"layers.{layout.find('M')}.mixer."
     try:
         vocab_size, dim = tensors[table].shape
         conv_dim, _, conv_kernel = tensors[mixer + "conv1d.weight"].shape
         [inner], [heads] = tensors[mixer + "norm.weight"].shape, tensors[mixer + "A_log"].shape
-        shared = (conv_dim - inner) // 2
+        state = (conv_dim - inner) // 2
         sizes = {"expand": inner // dim, "head_dim": inner // heads}
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
@@ -224,8 +225,8 @@ def _measured(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], table: str)
         "layout": layout,
         "dim": dim,
         "heads": heads,
-        "state": shared,
-        "shared": shared,
+        "state": state,
+        "groups": 1,
         "conv_kernel": conv_kernel,
         "vocab_size": vocab_size,
         "bias": mixer + "in_proj.bias" in tensors,
@@ -256,7 +257,7 @@ def _hf_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
             raise ConfigError(f"num_hidden_layers {layers!r} is not a whole number from 1 to {MOST_LAYERS}")
         stated.setdefault("layout", "M" * layers)
-        if len(str(stated["layout"])) != layers:
+        if isinstance(stated["layout"], str) and len(stated["layout"]) != layers:
             raise ConfigError(f"num_hidden_layers {layers} is not the length of {stated['layout']!r}")
     return stated
 
