@@ -62,21 +62,25 @@ def read_inputs(
     *,
     overlong: Overlong = "error",
     longest: int | None = None,
+    gene_column: str | None = None,
     strict: bool = False,
 ) -> Inputs:
-    """Sequences (whatever `read_sequences` takes) as the model's tokenizer reads them; `Inputs` as they are.
+    """Sequences or cells (whatever `embed` of the model takes) as it reads them; `Inputs` as they are.
 
-    longest : letters of an input, if fewer than the model's window
+    overlong : for sequences past the window: `error` or `truncate`; of a cell the window keeps a sample
+    longest : letters of a sequence, if fewer than the model's window
+    gene_column : for cells, as in `embed`
 
     Raises
     ------
-    InputError : no input, an empty one, a character that is no letter, or more letters than the window.
+    InputError : as `embed` of the model.
     """
     if isinstance(data, Inputs):
         return data
+    if not isinstance(model, SequenceModel):
+        return _read_cells(model, data, gene_column, strict)
     if overlong == "window":
         raise ConfigError("a head reads an input at once, not in windows", hint="use 'error' or 'truncate'")
-    assert isinstance(model, SequenceModel)
     report = Report(strict)
     limits = [limit for limit in (model.config.max_letters, longest) if limit is not None]
     cutter = Cutter(min(limits, default=None), overlong, overlap=0)
@@ -96,8 +100,20 @@ def read_inputs(
     return Inputs(ids, special=len(before) + len(after))
 
 
+def _read_cells(model: Any, data: Any, gene_column: str | None, strict: bool) -> Inputs:
+    ids: list[npt.NDArray[np.int64]] = []
+    values: list[npt.NDArray[np.float32]] = []
+    for tokens in model.tokens(data, gene_column=gene_column, strict=strict):
+        of_cells, their_values = tokens.split()
+        ids += of_cells
+        values += their_values
+    return Inputs(ids, values, special=1)
+
+
 def special_tokens(model: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The ids that the model puts in front of and behind an input."""
+    if not isinstance(model, SequenceModel):
+        return np.array([model.vocabulary.cls_id]), np.array([], np.int64)
     return np.array(model.tokenizer.prefix, np.int64), np.array(model.tokenizer.suffix, np.int64)
 
 
