@@ -71,11 +71,26 @@ def test_a_saved_model_predicts_the_same_in_a_new_process(rnafm, sequences, clas
 
 
 def test_a_loaded_model_can_be_trained_on(rnafm, sequences, numbers, tmp_path):
-    tuned = FineTuned(rnafm, task="regression")
+    tuned = FineTuned(rnafm, task="regression", outputs=1)
     first = tuned.fit(sequences, numbers, epochs=3, learning_rate=0.01)
     tuned.save(tmp_path)
-    again = FineTuned.load(tmp_path).fit(sequences, numbers, epochs=3, learning_rate=0.01)
+    loaded = FineTuned.load(tmp_path)
+    again = loaded.fit(sequences, numbers, epochs=3, learning_rate=0.01)
     assert again.loss[-1] < first.loss[-1]
+    loaded.fit(sequences[:4], numbers[:4] / 100, epochs=1)
+    assert loaded.labels == tuned.labels  # later labels do not move the units
+
+
+def test_a_refused_training_leaves_no_trace(rnafm, sequences, classes):
+    tuned = FineTuned(rnafm, task="classification")
+    with pytest.raises(InputError, match="does not know: rRNA"):
+        tuned.fit(sequences, classes, validation=(["ACGU"], ["rRNA"]))
+    with pytest.raises(ConfigError, match="pair of inputs and labels"):
+        tuned.fit(sequences, classes, validation=sequences)
+    tuned.fit(sequences, [*classes[:-1], "rRNA"], epochs=1, validation=(["ACGU"], ["rRNA"]))
+    assert tuned.labels.classes == ("mRNA", "rRNA", "snoRNA", "tRNA")
+    with pytest.raises(InputError, match="does not know: Y RNA"):
+        tuned.fit(sequences, [*classes[:-1], "Y RNA"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -87,7 +87,7 @@ class FineTuned:
         self.pooler = Pooler(self.pooling, self.model.config.dim, before, after)
         self.network: Network | None = None
         self.labels: Labels | None = None
-        self.outputs_wanted = outputs
+        self.outputs_wanted = outputs  # None once labels were seen
         if outputs is not None:
             self._attach_head(Labels.blank(task, outputs))
         elif not isinstance(head, str):
@@ -117,7 +117,7 @@ class FineTuned:
 
         Parameters
         ----------
-        inputs : whatever the model's `embed` takes
+        inputs : whatever the model's `embed` takes, or what `read_inputs` made of it
         labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers)
         layers : 0, the head alone; n, also the last n layers and the final norm; None, everything
         warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear` or `cosine`
@@ -134,24 +134,28 @@ class FineTuned:
         ConfigError : a setting that makes no sense, or with which the loss became infinite.
         """
         budget = batch_tokens or default_batch_tokens(self.model.device)
+        if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+            raise ConfigError("validation is a pair of inputs and labels", hint="validation=(inputs, labels)")
         loop = Loop(
             epochs=epochs, batch_size=batch_size, budget=budget, clip=clip, warmup=warmup, decay=decay
         )
         data = _whole(self._read(inputs, overlong, strict))
-        held = None if validation is None else _whole(self._read(validation[0], overlong, strict))
-        network, known = self._prepared(labels, len(data))
+        known = self._understood(labels, len(data))
         targets = known.encode(labels, len(data))
-        held_targets = None if validation is None or held is None else known.encode(validation[1], len(held))
+        held = None
+        if validation is not None:
+            held = _whole(self._read(validation[0], overlong, strict))
+            held_targets = known.encode(validation[1], len(held))
+        network = self._attach_head(known)
         network.train_layers(layers)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        make = optimizer or (lambda p: torch.optim.AdamW(p, lr=learning_rate, weight_decay=weight_decay))
+        make = optimizer or (lambda p: _adamw(p, learning_rate, weight_decay))
+        self.outputs_wanted = None
         with self._own_random_numbers():
             history = loop.train(
                 network if layers != 0 else network.head,
                 self._examples(data, targets, layers, budget),
-                None
-                if held is None or held_targets is None
-                else self._examples(held, held_targets, layers, budget),
+                None if held is None else self._examples(held, held_targets, layers, budget),
                 optimizer=make(trained),
                 loss=loss or self._loss,
                 generator=self.generator,
@@ -202,6 +206,7 @@ class FineTuned:
         if folder.is_file():
             raise InputError(f"{folder} is a file", hint="a fine-tuned model is saved as a folder")
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).unlink(missing_ok=True)  # written last: a save that was cut short is no model
         self.model.save(folder / BACKBONE)
         state = {name: t.detach().cpu().contiguous() for name, t in network.head.state_dict().items()}
         with AtomicFile(folder / HEAD) as temporary:
@@ -246,7 +251,7 @@ class FineTuned:
         if (shapes := {n: tuple(t.shape) for n, t in found.items()}) != shapes_of(network.head):
             raise CheckpointError(f"{folder / HEAD}: tensors {shapes} do not fit a {kind!r} head")
         network.head.load_state_dict(found)
-        tuned.labels = labels
+        tuned.labels, tuned.outputs_wanted = labels, None
         return tuned
 
     def _ready(self) -> tuple[Network, Labels]:
@@ -254,29 +259,27 @@ class FineTuned:
             raise ConfigError("this model has no head yet", hint="call fit, or give outputs=")
         return self.network, self.labels
 
-    def _prepared(self, labels: Any, count: int) -> tuple[Network, Labels]:
-        """The first labels give the head its outputs, classes and units; later ones must fit."""
-        if self.network is None or self.outputs_wanted is not None:
-            seen = Labels.seen(self.task, labels, count, self.outputs_wanted)
-            self.outputs_wanted = None
-            if self.network is None:
-                self._attach_head(seen)
-            self.labels = seen
-        return self._ready()
+    def _understood(self, labels: Any, count: int) -> Labels:
+        """What the first labels mean gives the head its outputs, classes and units; later ones must fit."""
+        if self.labels is not None and self.outputs_wanted is None:
+            return self.labels
+        return Labels.seen(self.task, labels, count, self.outputs_wanted)
 
-    def _attach_head(self, labels: Labels) -> None:
-        head = self.head
-        if isinstance(head, str):
-            head = make_head(
-                head,
-                self.pooler.width,
-                labels.outputs,
-                hidden=self.hidden,
-                dropout=self.dropout,
-                generator=self.generator,
-            )
+    def _attach_head(self, labels: Labels) -> Network:
+        if self.network is None:
+            head = self.head
+            if isinstance(head, str):
+                head = make_head(
+                    head,
+                    self.pooler.width,
+                    labels.outputs,
+                    hidden=self.hidden,
+                    dropout=self.dropout,
+                    generator=self.generator,
+                )
+            self.network = Network(self.model.module, self.pooler, head.to(self.model.device)).eval()
         self.labels = labels
-        self.network = Network(self.model.module, self.pooler, head.to(self.model.device)).eval()
+        return self.network
 
     def _read(self, inputs: Any, overlong: Overlong, strict: bool) -> Inputs:
         return read_inputs(self.model, inputs, overlong=overlong, strict=strict)
@@ -326,6 +329,22 @@ def _own_copy(model: Any, device: str) -> Any:
     own.module = copy.deepcopy(model.module)
     set_matmul_dtype(own.module, torch.float32)
     return own
+
+
+def _adamw(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Matrices decay; norms, biases and the rates of state-space layers do not."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[parameter.ndim > 1].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+    )
 
 
 def _whole(data: Inputs) -> Inputs:

@@ -107,6 +107,8 @@ def _read_cells(model: Any, data: Any, gene_column: str | None, strict: bool) ->
         of_cells, their_values = tokens.split()
         ids += of_cells
         values += their_values
+    if not ids:
+        raise InputError("there are no cells")
     return Inputs(ids, values, special=1)
 
 

@@ -168,6 +168,8 @@ def _classes(labels: Any, count: int) -> list[Class]:
 def _class(label: Any, place: int) -> Class:
     if pd.isna(label) or label == "":
         raise InputError(f"the label at position {place} is missing", hint="leave such inputs out")
+    if isinstance(label, np.generic):
+        label = label.item()
     if isinstance(label, str):
         return label
     if isinstance(label, int | float) and float(label).is_integer():

@@ -121,7 +121,7 @@ class HelicalBaseFineTuningModel(nn.Module):
         nn.Module.__init__(self)
         self.config = configurer.config
         own = isinstance(head, nn.Module)
-        task = getattr(head, "task", "classification") if own else head
+        task: Any = getattr(head, "task", "classification") if own else head
         outputs = (getattr(head, "outputs", None) if own else None) or output_size
         model = load(configurer)
         if own and hasattr(head, "set_dim_size"):

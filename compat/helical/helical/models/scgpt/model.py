@@ -19,11 +19,25 @@ class scGPTConfig(HelicalConfig):
 
     emb_mode : `cell`, the mean over the genes of a cell; `cls`, the `<cls>` row, as scGPT publishes it;
         `gene`, a row for each gene of each cell
+    pad_token and what follows : accepted, without effect
     """
 
     batch_size: int = 24
     emb_mode: Literal["cell", "cls", "gene"] = "cell"
     model_name: str = "scgpt-cp"
+    pad_token: Any = None
+    pad_value: Any = None
+    mask_value: Any = None
+    nlayers: Any = None
+    nheads: Any = None
+    embsize: Any = None
+    d_hid: Any = None
+    dropout: Any = None
+    n_layers_cls: Any = None
+    fast_transformer: Any = None
+    use_fast_transformer: Any = None
+    accelerator: Any = None
+    world_size: Any = None
 
     def __post_init__(self) -> None:
         if self.emb_mode not in (*EMB_MODES, "gene"):
