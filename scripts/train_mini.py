@@ -68,7 +68,7 @@ def rnafm_mini(steps: int) -> Run:
     return Run(
         module,
         tokenizer,
-        shuffled(train, 4096, 512, np.random.default_rng(0)),
+        shuffled(train, 2048, 512, np.random.default_rng(0)),
         loss,
         fixed(held, 512),
         Recipe(steps=steps, learning_rate=1e-3),
@@ -94,7 +94,7 @@ def helix_mrna_mini(steps: int) -> Run:
     return Run(
         module,
         tokenizer,
-        shuffled(train, 4096, 1024, np.random.default_rng(1)),
+        shuffled(train, 2048, 1024, np.random.default_rng(1)),
         next_letter(module, weights),
         fixed(held, 1024),
         Recipe(steps=steps, learning_rate=3e-3),
@@ -126,7 +126,7 @@ def scgpt_mini(steps: int) -> Run:
     first = (vocabulary.cls_id, config.pad_value)
 
     def batches(part: Any, seed: int) -> Iterator[Packed]:
-        return shuffled_cells(part, ids, first, 4096, 400, np.random.default_rng(seed))
+        return shuffled_cells(part, ids, first, 2048, 400, np.random.default_rng(seed))
 
     loss = masked_values(module, config.mask_value, config.n_bins, torch.Generator().manual_seed(1))
     held = batches(bins[kept], 3)
@@ -179,9 +179,9 @@ def held_out_loss(run: Run) -> float:
 
 
 RECIPES = {
-    "rnafm-mini": (rnafm_mini, 6000),
-    "helix-mrna-mini": (helix_mrna_mini, 4000),
-    "scgpt-mini": (scgpt_mini, 3000),
+    "rnafm-mini": (rnafm_mini, 3400),
+    "helix-mrna-mini": (helix_mrna_mini, 2000),
+    "scgpt-mini": (scgpt_mini, 1400),
 }
 
 

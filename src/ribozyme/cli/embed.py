@@ -33,6 +33,8 @@ def embed(
     gene_column: Annotated[
         str | None, typer.Option(help="var column with gene names; default: the best")
     ] = None,
+    modality: Annotated[str | None, typer.Option(help="of .h5mu and 10x files; RNA by default")] = None,
+    max_length: Annotated[int | None, typer.Option(help="genes of a cell plus one; default 1200")] = None,
     key_added: Annotated[str, typer.Option(help="obsm key in a .h5ad output")] = "X_ribozyme",
     strict: Strict = False,
     device: Device = "auto",
@@ -52,15 +54,17 @@ def embed(
     holds = "cells" if cells else "sequences"
     if loaded.reads != holds:
         raise ConfigError(f"{name} reads {loaded.reads}, and {input} holds {holds}")
-    if cells:
-        _embed_cells(loaded, input, output, pooling, layer, gene_column, key_added, batch_tokens, strict)
+    how = pooling if pooling != "auto" else "cls" if cells else "mean"
+    common = {"pooling": how, "layer": layer, "batch_tokens": batch_tokens, "strict": strict}
+    if not cells:
+        stream = loaded.stream(_sequences(input, sequence_column), overlong=overlong, **common)
+        _write_stream(output, stream, holds, ragged=how == "none")
         return
-    how = "mean" if pooling == "auto" else pooling
-    source = _sequences(input, sequence_column)
-    stream = loaded.stream(
-        source, pooling=how, layer=layer, overlong=overlong, batch_tokens=batch_tokens, strict=strict
-    )
-    _write_stream(output, stream, ragged=how == "none")
+    settings = {**common, "gene_column": gene_column, "modality": modality, "max_length": max_length}
+    if output.suffix == ".h5ad":
+        _write_h5ad(loaded, input, output, key_added, settings)
+    else:
+        _write_stream(output, loaded.stream(input, **settings), holds, ragged=False)
 
 
 def demo(
@@ -90,10 +94,10 @@ def _sequences(source: str, column: str | None) -> Any:
     return list(read_sequences(source, sequence_column=column))
 
 
-def _write_stream(output: Path, stream: Iterable[tuple[str, Any]], *, ragged: bool) -> None:
+def _write_stream(output: Path, stream: Iterable[tuple[str, Any]], unit: str, *, ragged: bool) -> None:
     from ribozyme.io.tables import open_writer
 
-    with _progress("sequences") as advance, open_writer(output, ragged=ragged) as writer:
+    with _progress(unit) as advance, open_writer(output, ragged=ragged) as writer:
         for name, array in stream:
             writer.write(name, array)
             advance(1)
@@ -111,15 +115,12 @@ def _progress(unit: str) -> Iterator[Any]:
         yield lambda count: progress.advance(task, count)
 
 
-def _embed_cells(
-    model: Any,
-    source: str,
-    output: Path,
-    pooling: str,
-    layer: int,
-    gene_column: str | None,
-    key_added: str,
-    batch_tokens: int | None,
-    strict: bool,
-) -> None:
-    raise InputError(f"{source}: not yet")
+def _write_h5ad(model: Any, source: str, output: Path, key: str, settings: dict[str, Any]) -> None:
+    """The input with the embeddings in `obsm[key]`."""
+    from ribozyme.files import AtomicFile
+    from ribozyme.io.cells import read_cells
+
+    cells = read_cells(source, modality=settings["modality"])
+    model.embed(cells, key_added=key, **settings)
+    with AtomicFile(output) as temporary:
+        cells.write_h5ad(temporary, compression="gzip")
