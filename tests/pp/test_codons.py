@@ -41,5 +41,5 @@ def test_the_row_of_an_error_is_named():
     with pytest.raises(InputError) as caught:
         mark_all_codons(["AUG", "AUG"], [0, 0], [3, 4])
     assert caught.value.__notes__ == ["in row 1 (counted from 0)"]
-    with pytest.raises(InputError, match="2, 1, 2 rows"):
+    with pytest.raises(InputError, match="2, 1 and 2 rows"):
         mark_all_codons(["AUG", "AUG"], [0], [3, 3])

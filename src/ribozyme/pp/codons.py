@@ -46,11 +46,11 @@ def mark_all_codons(
     ------
     InputError : as `mark_codons`, with the number of the row; or columns of unequal length.
     """
-    columns = [list(sequences), list(cds_starts), list(cds_ends)]
-    if len({len(column) for column in columns}) > 1:
-        raise InputError(f"columns of {', '.join(str(len(column)) for column in columns)} rows do not match")
+    texts, starts, ends = list(sequences), list(cds_starts), list(cds_ends)
+    if not len(texts) == len(starts) == len(ends):
+        raise InputError(f"columns of {len(texts)}, {len(starts)} and {len(ends)} rows do not match")
     marked: list[str] = []
-    for row in zip(*columns):
+    for row in zip(texts, starts, ends):
         try:
             marked.append(mark_codons(*row))
         except InputError as error:

@@ -283,4 +283,4 @@ def test_the_full_length_is_causal_and_finite():
     rows = module.encode(batch)
     assert rows.isfinite().all()
     shorter = Packed.of([batch.ids[:9000].numpy()])
-    assert_close(module.encode(shorter), rows[:9000], atol=1e-5, rtol=0)
+    assert_close(module.encode(shorter), rows[:9000], atol=5e-5, rtol=0)
