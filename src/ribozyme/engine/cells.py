@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +138,8 @@ class CellModel:
     module : the network, a `torch.nn.Module`; `config` its sizes; `vocabulary` the genes it knows
     record : its line in the registry, or None for a local file
     """
+
+    reads: ClassVar[str] = "cells"
 
     def __init__(
         self, module: nn.Module, vocabulary: Any, device: torch.device, record: Model | None = None

@@ -149,9 +149,19 @@ def _of_object(source: Any, modality: str | None, where: str | None = None) -> C
         )
     where = where or "adata"
     names = np.asarray(source.obs_names, dtype=object)
+    if source.isbacked and source.is_view:
+        return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where, f"{where}.X"))
     if source.is_view:
         return Cells(names, source.var, where, lambda start, end: source[start:end].X)
     return Cells(names, source.var, where, _rows_of(source.X, where, f"{where}.X"))
+
+
+def _backed_view(source: Any, where: str) -> Any:
+    """The matrix of a view of a file, whole: anndata gives no part of such a view."""
+    X = source.file["X"]
+    if not hasattr(X, "shape"):
+        check_sparse(X, where, "X")
+    return source.X
 
 
 def _of_group(root: Any, path: Path) -> Cells:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ribozyme.errors import InputError
 from ribozyme.io.hdf5 import open_hdf5
-from ribozyme.io.streams import Guarded
+from ribozyme.io.streams import open_guarded
 from ribozyme.pp.genes import known_genes
 
 MAX_ENTRIES = 2**33
@@ -113,9 +113,9 @@ def read_loom(path: Path, modality: str | None) -> Any:
 # ------------------------------------------------------------------------------------ mtx and tables
 
 
-def _guarded(path: Path) -> io.BufferedReader:
-    """A decompressed stream that stops a bomb."""
-    return io.BufferedReader(Guarded(path.open("rb"), str(path), b"\n"), 2**17)
+def _open(path: Path) -> io.BufferedReader:
+    """A decompressed stream that stops a bomb, and a line without end."""
+    return open_guarded(path, b"\n")
 
 
 def first_file(folder: Path, *names: str) -> Path | None:
@@ -135,7 +135,7 @@ def read_mtx(path: Path, modality: str | None) -> Any:
     if matrix is None or features is None or barcodes is None:
         raise InputError(f"{folder}: matrix.mtx needs features.tsv (or genes.tsv) and barcodes.tsv beside it")
     _check_mtx_header(matrix)
-    with _guarded(matrix) as stream:
+    with _open(matrix) as stream:
         X = sparse.csr_matrix(mmread(stream).T, dtype=np.float32)
     rows, cells = _lines(features), [line[0] for line in _lines(barcodes)]
     if X.shape != (len(cells), len(rows)):
@@ -152,7 +152,7 @@ def read_mtx(path: Path, modality: str | None) -> Any:
 
 
 def _check_mtx_header(path: Path) -> None:
-    with _guarded(path) as stream:
+    with _open(path) as stream:
         if stream.readline(1_000).lower().split() not in MTX_HEADERS:
             raise InputError(f"{path}: not a sparse Matrix Market file of counts")
         line = stream.readline(100_000)
@@ -166,7 +166,7 @@ def _check_mtx_header(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    with _guarded(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as text:
+    with _open(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as text:
         return [line.rstrip("\r\n").split("\t") for line in text]
 
 
@@ -179,7 +179,7 @@ def read_table(path: Path, modality: str | None) -> Any:
         columns = [str(n) for n in pd.io.common.dedup_names(columns, is_potential_multiindex=False)]
     names: list[str] = []
     parts = []
-    with _guarded(path) as stream:
+    with _open(path) as stream:
         chunks = pd.read_csv(
             stream,
             sep=delimiter,
@@ -216,7 +216,7 @@ def _numbers(chunk: pd.DataFrame, path: Path) -> npt.NDArray[np.float32]:
 
 def _table_head(path: Path) -> tuple[list[str], list[str], str]:
     """The first two rows, and what divides them."""
-    with _guarded(path) as stream:
+    with _open(path) as stream:
         lines = [stream.readline().decode("utf-8", "replace").rstrip("\r\n") for _ in range(2)]
     delimiter = "," if path.name.removesuffix(".gz").lower().endswith(".csv") else "\t"
     if lines[0].count(delimiter) == 0:

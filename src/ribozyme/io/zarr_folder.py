@@ -7,6 +7,7 @@ file of the machine. `open_zarr` refuses both, and arrays larger than their file
 import json
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def open_zarr(path: Path) -> Any:
     except ImportError as error:
         raise MissingExtraError("zarr", "cells", "reading .zarr") from error
     _check_folder(path)
-    root = zarr.open_group(str(path), mode="r")
+    # each array's own description was looked at; a copy of them all in one file is not to be believed
+    own: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"use_consolidated": False}
+    root = zarr.open_group(str(path), mode="r", **own)
     for name, group in _groups(root):
         if {"data", "indices", "indptr"} <= set(group.keys()):
             check_sparse(group, path, name)
@@ -71,15 +74,22 @@ def _check_array(file: Path) -> int:
     """How many numbers an array has."""
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
-        codecs = [meta.get("compressor"), *(meta.get("filters") or []), *(meta.get("codecs") or [])]
-        names = {str(codec.get("id", codec.get("name"))) for codec in codecs if codec}
+        names = {name.removeprefix("numcodecs.") for name in _codecs(meta)}
         count = int(np.prod([int(n) for n in meta.get("shape", [0])], dtype=object))
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise InputError(f"{file}: damaged ({error})") from error
-    names = {name.removeprefix("numcodecs.") for name in names}
     if not names <= CODECS:
         raise InputError(
             f"{file}: codec {sorted(names - CODECS)[0]!r} is not read",
             hint=f"known: {sorted(CODECS)}",
         )
     return count
+
+
+def _codecs(meta: dict[str, Any]) -> Iterator[str]:
+    """Names of the codecs of an array (zarr 2 and 3), those inside a codec (shards) among them."""
+    lists = [meta.get(key) or [] for key in ("filters", "codecs", "index_codecs", "storage_transformers")]
+    for codec in [meta.get("compressor"), *chain.from_iterable(lists)]:
+        if codec:
+            yield str(codec.get("id", codec.get("name")))
+            yield from _codecs(codec.get("configuration") or {})
