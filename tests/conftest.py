@@ -21,3 +21,9 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the development data are not at {folder}; set RIBOZYME_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Tiny checkpoints with the numbers that other packages compute from them."""
+    return ROOT / "tests" / "fixtures"

@@ -14,25 +14,40 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from ribozyme.engine.load import load, models
+    from ribozyme import data, models, pl, pp
+    from ribozyme.engine.load import load
     from ribozyme.errors import RibozymeError
+    from ribozyme.io.cells import read_cells
+    from ribozyme.io.sequences import read_sequences
 
 _HOME = {
     "load": "ribozyme.engine.load",
-    "models": "ribozyme.engine.load",
+    "read_cells": "ribozyme.io.cells",
+    "read_sequences": "ribozyme.io.sequences",
     "RibozymeError": "ribozyme.errors",
 }
+_MODULES = ("data", "models", "pl", "pp")
 
-__all__ = ["RibozymeError", "__version__", "load", "models"]
+__all__ = [
+    "RibozymeError",
+    "__version__",
+    "data",
+    "load",
+    "models",
+    "pl",
+    "pp",
+    "read_cells",
+    "read_sequences",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in {"pp", "pl"}:
+    if name in _MODULES:
         return import_module(f"ribozyme.{name}")
     raise AttributeError(f"module 'ribozyme' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "pl", "pp"])
+    return sorted(__all__)

@@ -34,7 +34,10 @@ class Report:
 
     def lines(self) -> list[str]:
         """One line a kind: the count, the kind, the first places."""
-        return [f"{n:,} {kind} (such as in {', '.join(self.where[kind])})" for kind, n in self.counts.items()]
+        return [
+            f"{counted(n, kind)} (such as in {', '.join(self.where[kind])})"
+            for kind, n in self.counts.items()
+        ]
 
     def finish(self, stacklevel: int = 3) -> None:
         """Warn once about everything counted so far, then start anew."""
@@ -42,3 +45,9 @@ class Report:
             text = "; ".join(self.lines())
             self.counts, self.where = {}, {}
             warnings.warn(text, InputWarning, stacklevel=stacklevel)
+
+
+def counted(n: int, kind: str) -> str:
+    """`3 letters cut off`, `1 letter cut off`: a kind begins with its plural."""
+    first, _, rest = kind.partition(" ")
+    return f"{n:,} {first.removesuffix('s') if n == 1 else first} {rest}".rstrip()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ribozyme.checkpoint import AtomicFile
+from ribozyme.files import AtomicFile
 
 Input = Annotated[str, typer.Argument(help="FASTA, FASTQ, table or text file; - for standard input")]
 Output = Annotated[

@@ -62,8 +62,3 @@ def recognise(checkpoint: Checkpoint) -> str:
         f"{checkpoint.path}: its tensors ({some} ...) are of no model known here",
         hint=f"layouts of {', '.join(registry.FAMILIES)} are read; see `ribozyme models`",
     )
-
-
-def models() -> tuple[registry.Model, ...]:
-    """Every model that `load` knows by name."""
-    return registry.MODELS

@@ -13,3 +13,19 @@ The tokenizer: `letters` (id to string), `prefix` and `suffix` (special ids arou
 
 `scgpt` reads cells: see `models/scgpt/model.py`.
 """
+
+import sys
+from types import ModuleType
+
+from ribozyme import registry
+
+
+class _Models(ModuleType):
+    """This package has the name of the function `ribozyme.models`, so it is that function too."""
+
+    def __call__(self) -> tuple[registry.Model, ...]:
+        """Every model that `load` knows by name."""
+        return registry.MODELS
+
+
+sys.modules[__name__].__class__ = _Models
