@@ -16,7 +16,7 @@ def inputs(model):
     if model.reads == "cells":
         return rz.data.cells()[:12]
     return [
-        (name, s[:600]) for name, s in rz.data.rnas()[["name", "sequence"]].head(12).itertuples(index=False)
+        (name, s[:600]) for name, s in rz.data.rnas()[["id", "sequence"]].head(12).itertuples(index=False)
     ]
 
 

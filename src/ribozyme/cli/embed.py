@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -57,7 +58,8 @@ def embed(
     how = pooling if pooling != "auto" else "cls" if cells else "mean"
     common = {"pooling": how, "layer": layer, "batch_tokens": batch_tokens, "strict": strict}
     if not cells:
-        stream = loaded.stream(_sequences(input, sequence_column), overlong=overlong, **common)
+        sequences = Column(input, sequence_column) if sequence_column else input
+        stream = loaded.stream(sequences, overlong=overlong, **common)
         _write_stream(output, stream, holds, ragged=how == "none")
         return
     settings = {**common, "gene_column": gene_column, "modality": modality, "max_length": max_length}
@@ -85,13 +87,17 @@ def _holds_cells(source: str) -> bool:
     return source.endswith(CELL_SUFFIXES)
 
 
-def _sequences(source: str, column: str | None) -> Any:
-    """The path itself, or its records where a column is named."""
-    if column is None:
-        return source
-    from ribozyme.io.sequences import read_sequences
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table, read anew each time it is gone through."""
 
-    return list(read_sequences(source, sequence_column=column))
+    source: str
+    name: str
+
+    def __iter__(self) -> Iterator[Any]:
+        from ribozyme.io.sequences import read_sequences
+
+        return iter(read_sequences(self.source, sequence_column=self.name))
 
 
 def _write_stream(output: Path, stream: Iterable[tuple[str, Any]], unit: str, *, ragged: bool) -> None:
