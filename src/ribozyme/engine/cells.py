@@ -107,18 +107,20 @@ def tokenise(
     """Tokens of cells: matched genes in column order, expression in bins, no more than the window holds."""
     check_values(rows, names)
     ids, values, indptr = match.select(rows)
-    keys = content_keys(ids, values, indptr, reading.seed)
-    u: Any = 0.5 if reading.ties == "mid" else draws(keys, ids, indptr, stream=0)
-    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u)
     room = reading.max_length - 1
-    keep = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
     long = np.diff(indptr) > room
+    u: Any = 0.5
+    if reading.ties == "random" or long.any():
+        keys = content_keys(ids, values, indptr, reading.seed)
+        u = draws(keys, ids, indptr, stream=0) if reading.ties == "random" else u
+    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u)
     if long.any():
         kept = "a sample" if reading.select == "sample" else "the highest"
         kind = f"cells with more than {room:,} genes, of which {kept} was read"
         report.add(kind, str(names[np.argmax(long)]), int(long.sum()))
-    ids, bins = ids[keep], bins[keep]
-    indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
+        keep = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
+        ids, bins = ids[keep], bins[keep]
+        indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
     return _with_cls(names, ids, bins, indptr, reading)
 
 

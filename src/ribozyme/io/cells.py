@@ -21,8 +21,8 @@ from ribozyme.io.hdf5 import check_indices, check_indptr, check_sparse, open_hdf
 from ribozyme.io.matrices import choose_modality, first_file, read_10x, read_loom, read_mtx, read_table
 from ribozyme.io.zarr_folder import open_zarr
 
-CHUNK = 4_096
-"""Cells of a chunk; at 2,000 genes a cell 100 MB."""
+CHUNK, CHUNK_VALUES = 4_096, 2**26
+"""Cells of a chunk at most, and cells times genes; a dense chunk has up to 256 MB in float32."""
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".txt")
 
@@ -45,6 +45,7 @@ class Cells:
 
     def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """(first row, CSR of at most `size` rows), one after the other; all structures are checked."""
+        size = max(1, min(size, CHUNK_VALUES // max(1, len(self.var))))
         for start in range(0, len(self), size):
             part = self.rows(start, min(start + size, len(self)))
             yield start, _checked_csr(part, len(self.var), self.where)

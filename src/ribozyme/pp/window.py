@@ -32,9 +32,12 @@ def content_keys(ids: Ints, values: npt.NDArray[Any], indptr: Ints, seed: int = 
 
 def draws(keys: Keys, ids: Ints, indptr: Ints, stream: int) -> npt.NDArray[np.float64]:
     """(T,) numbers from [0, 1), each a function of its cell's key and its gene; `stream` sets uses apart."""
-    cell = np.repeat(keys + np.uint64(stream), np.diff(indptr))
-    mixed = _mix(_mix(cell) ^ ids.astype(np.uint64))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (_lots(keys, ids, indptr, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _lots(keys: Keys, ids: Ints, indptr: Ints, stream: int) -> Keys:
+    """(T,) 64 random bits a token."""
+    return _mix(np.repeat(_mix(keys + np.uint64(stream)), np.diff(indptr)) ^ ids.astype(np.uint64))
 
 
 def in_window(
@@ -53,8 +56,11 @@ def in_window(
     if not long.any():
         return keep
     cell = np.repeat(np.arange(len(sizes)), sizes)[long]
-    lots = draws(keys, ids, indptr, stream=1)[long]
-    order = np.lexsort((lots, cell) if select == "sample" else (lots, -values[long].astype(np.float64), cell))
+    lots = _lots(keys, ids, indptr, stream=1)[long]
+    if select == "top":
+        order = np.lexsort((lots, -values[long].astype(np.float64), cell))
+    else:  # one sort of integers, cell first, is several times faster than one by two keys
+        order = np.argsort((cell.astype(np.uint64) << np.uint64(40)) | (lots >> np.uint64(24)), kind="stable")
     sizes = sizes[sizes > genes]
     rank = np.arange(len(cell)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     chosen = np.empty(len(cell), dtype=bool)
