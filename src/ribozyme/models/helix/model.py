@@ -20,6 +20,7 @@ from ribozyme.errors import CheckpointError, ConfigError
 from ribozyme.models.helix.config import Config
 from ribozyme.nn.attention import attention
 from ribozyme.nn.conv import causal_conv
+from ribozyme.nn.embedding import Embedding
 from ribozyme.nn.linear import Linear
 from ribozyme.nn.norm import GatedRMSNorm, RMSNorm, at_least_float32
 from ribozyme.nn.ssd import Chunks, ssd
@@ -239,7 +240,7 @@ class HelixMRNA(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.tokens = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(BLOCKS[letter](config) for letter in config.layout)
         self.norm = RMSNorm(config.dim, config.eps)
         self.lm_head = Linear(config.dim, config.vocab_size, bias=False) if config.head == "own" else None

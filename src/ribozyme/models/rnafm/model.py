@@ -14,6 +14,7 @@ from ribozyme.errors import CheckpointError, ConfigError
 from ribozyme.models.rnafm.config import Config
 from ribozyme.models.rnafm.structure import StructureHead
 from ribozyme.nn.attention import attention
+from ribozyme.nn.embedding import Embedding
 from ribozyme.nn.linear import Linear
 from ribozyme.packing import Packed, positions
 
@@ -91,8 +92,8 @@ class RNAFM(nn.Module):
         super().__init__()
         self.config = config
         self.mask_id = config.vocabulary.index("<mask>")
-        self.tokens = nn.Embedding(len(config.vocabulary), config.dim)
-        self.positions = nn.Embedding(config.positions, config.dim)
+        self.tokens = Embedding(len(config.vocabulary), config.dim)
+        self.positions = Embedding(config.positions, config.dim)
         self.embed_norm = nn.LayerNorm(config.dim, eps=config.eps) if config.embed_norm else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, eps=config.eps)
