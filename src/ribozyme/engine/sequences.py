@@ -170,10 +170,14 @@ class SequenceModel:
         (n,) float32, nats a letter, higher is likelier; NaN where a causal model is given a single letter.
         """
         self._need_head()
+        if self.config.causal:
+            sums = self._results(sequences, self._next, self._next, _summed, overlong, None, strict)
+            totals = [total / terms if terms else np.nan for _, (total, terms) in sums]
+            return np.array(totals, np.float32)
         report = Report(strict)
-        one = self._causal_score if self.config.causal else self._masked_score
         scores = [
-            self._mean_over_windows(one, pieces) for _, pieces in self._pieces(sequences, overlong, report)
+            sum(map(self._masked_score, pieces)) / sum(len(piece.ids) for piece in pieces)
+            for _, pieces in self._pieces(sequences, overlong, report)
         ]
         report.finish()
         return np.array(scores, np.float32)
@@ -304,19 +308,14 @@ class SequenceModel:
         """`<cls>` sees only its own window, so windows are averaged; the first letter is in the first one."""
         return np.mean(rows, axis=0, dtype=np.float32) if self.tokenizer.prefix else rows[0]
 
-    def _mean_over_windows(self, score: Callable[[Piece], tuple[float, int]], pieces: list[Piece]) -> float:
-        totals = [score(piece) for piece in pieces]
-        terms = sum(n for _, n in totals)
-        return sum(total for total, _ in totals) / terms if terms else float("nan")
+    def _next(self, batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+        """(2,) a sequence: the log-likelihood of its letters but the first, and how many those are."""
+        logs = self.module.logits(self.module.encode(batch)).float().log_softmax(-1)
+        of_next = logs.gather(1, batch.ids.roll(-1)[:, None])[:, 0]
+        return [torch.stack([one[:-1].sum(), one.new_tensor(len(one) - 1)]) for one in of_next.split(letters)]
 
-    def _causal_score(self, piece: Piece) -> tuple[float, int]:
-        [logs] = self._run(
-            [piece], self._per_letter(lambda rows: self.module.logits(rows).float().log_softmax(-1))
-        )
-        after = piece.ids[1:]
-        return float(logs[np.arange(len(after)), after].sum(dtype=np.float64)), len(after)
-
-    def _masked_score(self, piece: Piece) -> tuple[float, int]:
+    def _masked_score(self, piece: Piece) -> float:
+        """The log-likelihood of every letter, each masked in turn, added up."""
         length = len(piece.ids)
         assert self.tokenizer.mask_id is not None  # a masked model has one
         per_group = max(1, LOOK_AHEAD * default_batch_tokens(self.device) // length)
@@ -325,7 +324,7 @@ class SequenceModel:
             places = np.arange(start, min(start + per_group, length))
             masked = [np.where(np.arange(length) == p, self.tokenizer.mask_id, piece.ids) for p in places]
             total += self._masked_group(masked, places, piece.ids)
-        return total, length
+        return total
 
     def _masked_group(self, masked: list[Ids], places: Ids, true: Ids) -> float:
         """Log-likelihood of the true letters at `places`, one masked copy of the sequence a place."""
@@ -351,6 +350,10 @@ def _pool_windows(how: Pooling) -> Callable[[Sequence[Piece], Sequence[Array]], 
         return pool(letters, [len(letters)], how)[0].numpy()
 
     return whole
+
+
+def _summed(pieces: Sequence[Piece], sums: Sequence[Array]) -> Array:
+    return np.sum(sums, axis=0, dtype=np.float32)
 
 
 def _ranked(position: int, row: Array, letters: tuple[str, ...], real: Ids, top: int) -> Filled:
