@@ -94,8 +94,8 @@ def rnafm(case: Case, expected: Expected) -> Answers:
     ids = numbered(expected, "ids")
     yield from _tokens(model, case.sequences, ids)
     for k, one in enumerate(ids):
-        for layer, theirs in enumerate(expected.get(f"layers.{k}", ())):
-            yield f"layer {layer}", model.module.encode(alone(one), layer), theirs
+        if f"layers.{k}" in expected:
+            yield from _layers(model.module, alone(one), expected[f"layers.{k}"])
         for head, answer in (("attentions", model.module.attentions), ("contacts", model.module.contacts)):
             if f"{head}.{k}" in expected:
                 yield head, answer(one), expected[f"{head}.{k}"]
@@ -115,8 +115,8 @@ def helix(case: Case, expected: Expected) -> Answers:
     ids = [expected[f"{k}.ids"] for k in range(count)]
     yield from _tokens(model, case.sequences, ids)
     for k, one in enumerate(ids):
-        for layer, theirs in enumerate(expected.get(f"{k}.layers", ())):
-            yield f"layer {layer}", model.module.encode(alone(one), layer), theirs
+        if f"{k}.layers" in expected:
+            yield from _layers(model.module, alone(one), expected[f"{k}.layers"])
     batch = Packed.of([one.numpy() for one in ids])
     rows = model.module.encode(batch)
     yield from (("last rows", one, expected[f"{k}.last"]) for k, one in enumerate(batch.split(rows)))
@@ -136,8 +136,8 @@ def scgpt(case: Case, expected: Expected) -> Answers:
     }
     given = expected["given"].tolist() if "given" in expected else None
     coded = {k: v for k, v in side.items() if k != "modalities"}
-    for layer, theirs in enumerate(expected.get("layers", ())):
-        yield f"layer {layer}", model.module.encode(batch, layer, given=given, **coded), theirs
+    if "layers" in expected:
+        yield from _layers(model.module, batch, expected["layers"], given=given, **coded)
     heads = tuple(h for h in ("expression", "mvc", "classes", "adversary") if h in expected)
     out = model.module(batch, heads=heads, given=given, **side)
     yield from _heads(out, expected)
@@ -182,6 +182,20 @@ def bins(case: Case, expected: Expected) -> Answers:
     for values, u, theirs, kind in rows:
         found = bin_rows(values.astype(kind), np.array([0, len(values)]), u=u)
         yield "bins", torch.from_numpy(found), torch.from_numpy(theirs)
+
+
+def _layers(module: Any, batch: Packed, expected: Tensor, **side: Any) -> Answers:
+    """The input of the layers, what each gives, and the last with its norm; in one pass."""
+    rows = [module.encode(batch, 0, **side)]
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: rows.append(out[0] if isinstance(out, tuple) else out))
+        for layer in module.layers
+    ]
+    last = module.encode(batch, **side)
+    for hook in hooks:
+        hook.remove()
+    for layer, (ours, theirs) in enumerate(zip([*rows[:-1], last], expected, strict=True)):
+        yield f"layer {layer}", ours, theirs
 
 
 def _tokens(model: Any, sequences: Sequence[str], ids: Sequence[Tensor]) -> Answers:

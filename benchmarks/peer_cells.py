@@ -29,8 +29,8 @@ DIM, LAYERS, PAD_VALUE = 512, 12, -2
 
 def main(folder: Path) -> None:
     torch.set_grad_enabled(False)
-    TransformerModel, _, _ = make_scgpt.published()
     vocab = vocabulary()
+    TransformerModel, _, _ = make_scgpt.published()
     model = TransformerModel(
         len(vocab),
         DIM,

@@ -142,7 +142,7 @@ def make_multimolecule(kind: str, folder: Path, sequences: list[str]) -> dict[st
 
 
 def make_mamba2(folder: Path, sequences: list[str]) -> dict[str, str]:
-    """transformers' Mamba2 in its torch form; it has no float64, so the definition in make_helix.py answers."""
+    """transformers' Mamba2 in its torch form; in float64, the definition in make_helix.py."""
     import make_helix
     from transformers import Mamba2Config, Mamba2ForCausalLM
 

@@ -151,3 +151,16 @@ def test_cells_go_to_obsm_or_to_a_table(run, cells, fixtures, tmp_path):
     assert list(table["id"]) == list(written.obs_names)
     np.testing.assert_allclose(np.stack(table["embedding"]), written.obsm["X_a"], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(written.obsm["X_a"], axis=1), 1, atol=1e-5)
+
+
+def test_a_table_holds_what_the_model_reads(run, cells, fixtures, rna, tmp_path):
+    model = str(fixtures / "scgpt" / "plain")
+    counts = ad.read_h5ad(cells).to_df()
+    counts.to_csv(tmp_path / "counts.csv")
+    for source in (cells, tmp_path / "counts.csv"):
+        assert run("embed", source, "-o", tmp_path / f"{source.stem}.parquet", "--model", model)[0] == 0
+    from_table, from_file = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("counts", "cells"))
+    pd.testing.assert_frame_equal(from_table, from_file)
+    status, _, err = run("embed", tmp_path / "counts.csv", "-o", tmp_path / "x.parquet", "--model", rna)
+    assert status == 1
+    assert "no column 'sequence'" in err

@@ -13,6 +13,7 @@ from ribozyme.cli.language import Device, Dtype, Overlong, Strict
 from ribozyme.errors import ConfigError, InputError
 
 CELL_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr", ".loom", ".mtx", ".mtx.gz")
+TABLE_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz"))
 T = TypeVar("T")
 
 
@@ -47,11 +48,12 @@ def embed(
 
     if input != "-" and not Path(input).exists():
         raise InputError(f"{input}: there is no such file or folder")
-    cells = _holds_cells(input)
-    if not (cells and output.suffix == ".h5ad"):
+    cells, table = _holds_cells(input), input.endswith(TABLE_SUFFIXES)
+    if not ((cells or table) and output.suffix == ".h5ad"):
         check_output(output)
     name = model if model != "auto" else "scgpt-mini" if cells else "rnafm-mini"
     loaded = load(name, device=device, dtype=dtype)
+    cells = cells or (table and loaded.reads == "cells")  # a table holds what the model reads
     holds = "cells" if cells else "sequences"
     if loaded.reads != holds:
         raise ConfigError(f"{name} reads {loaded.reads}, and {input} holds {holds}")
