@@ -106,9 +106,9 @@ def shuffled(
     sequences: Sequence[Ids], budget: int, longest: int, generator: np.random.Generator
 ) -> Iterator[Packed]:
     """Endless packed batches of about `budget` tokens; of a sequence past `longest` a random part."""
+    held: list[Ids] = []
+    size = 0
     while True:
-        held: list[Ids] = []
-        size = 0
         for index in generator.permutation(len(sequences)):
             ids = sequences[index]
             start = int(generator.integers(len(ids) - longest + 1)) if len(ids) > longest else 0
@@ -132,9 +132,9 @@ def shuffled_cells(
     bins : (cells, genes) binned expression; gene_ids : (genes,) their ids
     first : id and value of the token in front of each cell, `<cls>`
     """
+    ids: list[Ids] = []
+    values: list[npt.NDArray[np.float32]] = []
     while True:
-        ids: list[Ids] = []
-        values: list[npt.NDArray[np.float32]] = []
         for cell in generator.permutation(bins.shape[0]):
             inside = np.arange(bins.indptr[cell], bins.indptr[cell + 1])
             if len(inside) > longest:
