@@ -423,7 +423,8 @@ def write_real_cells(path: Path) -> None:
     data = data_folder()
     where = rz.data.path("cells.h5ad") if data is None else data / "cells" / "annotate_pbmc_sorted.h5ad"
     adata = anndata.read_h5ad(where)
-    known = np.array([name in Vocabulary.census() for name in adata.var_names])
+    vocabulary = Vocabulary.census()
+    known = np.array([name in vocabulary for name in adata.var_names])
     rows = adata.X[:, known].tocsr()
     sizes = np.diff(rows.indptr)
     chosen = [int(np.argmin(np.abs(sizes - size))) for size in (150, 400, 700, 1100)]
