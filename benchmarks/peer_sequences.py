@@ -50,6 +50,11 @@ def save(path: Path, answers: dict[str, Tensor], *packages: str, **more: str) ->
 # ----------------------------------------------------------------------------------------------- RNA-FM
 
 
+def table_scale(dim: int) -> float:
+    """So that logits are as large as in the tiny networks and in trained ones, some 20, for any width."""
+    return float((24 / dim) ** 0.5)
+
+
 def make_fairseq(kind: str, folder: Path, sequences: list[str]) -> dict[str, str]:
     """The authors' `.pth` and package; float32, `nn.functional.multi_head_attention_forward`."""
     import make_rnafm
@@ -58,7 +63,10 @@ def make_fairseq(kind: str, folder: Path, sequences: list[str]) -> dict[str, str
     codon = kind == "mrnafm"
     published = {"layers": 12, "embed_dim": 1280 if codon else 640, "ffn_embed_dim": 5120}
     make_rnafm.SIZES.update(published, attention_heads=20, max_positions=1024)
-    content = make_rnafm.fairseq_file(make_rnafm.fairseq_weights(73 if codon else 25, not codon, seed=1))
+    weights = make_rnafm.fairseq_weights(73 if codon else 25, not codon, seed=1)
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        weights[name] *= table_scale(published["embed_dim"])
+    content = make_rnafm.fairseq_file(weights)
     path = folder / ("mRNA-FM_pretrained.pth" if codon else "RNA-FM_pretrained.pth")
     if kind != "rnafm-ss":
         torch.save(content, path)
@@ -120,6 +128,7 @@ def make_multimolecule(kind: str, folder: Path, sequences: list[str]) -> dict[st
     config = RnaFmConfig(codon=True, embed_norm=False, hidden_size=1280) if codon else RnaFmConfig()
     model = RnaFmForPreTraining(config).eval()
     make_rnafm.randomise(model, 1)
+    model.get_input_embeddings().weight *= table_scale(config.hidden_size)
     model.save_pretrained(folder / "weights")
     tokenizer = RnaTokenizer(codon=codon)
     (folder / "weights" / "vocab.txt").write_text("\n".join(tokenizer.get_vocab()), encoding="utf-8")
