@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from ribozyme.cli import main; main()", "embed"]
 CODON_MODELS = ("mrnafm",)
 WINDOWED = ("rnafm-mini", "rnafm", "mrnafm")
+SHORT_CELLS = 65
+"""Tokens of a cell for full-size models in `cells/formats`, whose files are not cut but have 120 cells."""
 LARGEST = {"rnafm-mini": "ncrna/corpus.parquet", "helix-mrna-mini": "mrna/corpus.parquet"}
 LARGEST["scgpt-mini"] = "cells/corpus/corpus_cells.h5ad"
 
@@ -198,6 +200,8 @@ def run(job: Job, work: Path, device: str) -> Outcome:
     command = [*COMMAND, str(source), "-o", str(output), "--model", job.weights, "--device", device]
     if job.model in WINDOWED:
         command += ["--overlong", "window"]
+    if (longest := _longest(job)) is not None:
+        command += ["--max-length", str(longest)]
     measure = [sys.executable, str(Path(__file__).with_name("measured.py")), *command]
     environment = {**os.environ, "RIBOZYME_CACHE": str(work / "cache")}
     done = subprocess.run(measure, capture_output=True, text=True, check=False, env=environment)
@@ -232,11 +236,15 @@ def prepare_cells(job: Job, work: Path) -> tuple[Path, list[str], int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command says them again
         try:
-            chunks = list(model.tokens(path))
+            chunks = list(model.tokens(path, max_length=_longest(job)))
         except rz.errors.RibozymeError:
             return path, ["unread"], 0, 0
     names = [str(name) for chunk in chunks for name in chunk.names]
     return path, names, sum(len(chunk.ids) for chunk in chunks), 0
+
+
+def _longest(job: Job) -> int | None:
+    return SHORT_CELLS if job.model == "scgpt" and "formats" in job.file.parts else None
 
 
 def write_some_cells(source: Path, target: Path, rows: int) -> None:
