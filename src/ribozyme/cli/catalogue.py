@@ -48,8 +48,11 @@ def info(
         if org:
             table.add_row("revision", revision or "main")
             table.add_row("access", "must be asked for on the hub" if record.gated else "open")
+        sizes = {file.name: file.size for file in record.files}
         for file, path in cached_files(record).items():
-            table.add_row("file", f"{file}: {path or 'not fetched yet'}")
+            size = path.stat().st_size if path else sizes[file]
+            told = f" ({size:,} bytes)" if size else ""
+            table.add_row("file", f"{file}{told}: {path or 'not fetched yet'}")
     if record is None or record.hub is None or download:
         _describe_weights(table, model)
     Console().print(table, soft_wrap=True)
