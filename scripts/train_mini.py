@@ -24,6 +24,8 @@ from ribozyme.packing import Packed
 from ribozyme.train.pretrain import (
     History,
     Recipe,
+    cropped,
+    halves,
     masked_letters,
     masked_values,
     next_letter,
@@ -64,13 +66,14 @@ def rnafm_mini(steps: int) -> Run:
     ids = [np.concatenate([around[0], tokenizer.encode(s)[:1022], around[1]]) for s in table["sequence"]]
     train, held = split(ids)
     letters = torch.tensor([tokenizer.letters.index(letter) for letter in "ACGU"])
-    loss = masked_letters(module, tokenizer.mask_id, letters, torch.Generator().manual_seed(1))
+    loss = masked_letters(module, tokenizer.mask_id, letters, torch.Generator().manual_seed(1), weight=0.3)
+    crops = np.random.default_rng(4)
     return Run(
         module,
         tokenizer,
-        shuffled(train, 2048, 512, np.random.default_rng(0)),
+        (cropped(batch, crops) for batch in shuffled(train, 2048, 512, np.random.default_rng(0))),
         loss,
-        fixed(held, 512),
+        [cropped(batch, crops) for batch in fixed(held, 512)],
         Recipe(steps=steps, learning_rate=1e-3),
         "ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
     )
@@ -126,9 +129,13 @@ def scgpt_mini(steps: int) -> Run:
     first = (vocabulary.cls_id, config.pad_value)
 
     def batches(part: Any, seed: int) -> Iterator[Packed]:
-        return shuffled_cells(part, ids, first, 2048, 400, np.random.default_rng(seed))
+        whole = shuffled_cells(part, ids, first, 4096, 256, np.random.default_rng(seed))
+        return (halves(batch, deal) for batch in whole)
 
-    loss = masked_values(module, config.mask_value, config.n_bins, torch.Generator().manual_seed(1))
+    loss = masked_values(
+        module, config.mask_value, config.n_bins, torch.Generator().manual_seed(1), weight=0.1
+    )
+    deal = np.random.default_rng(4)
     held = batches(bins[kept], 3)
     return Run(
         module,
@@ -179,9 +186,9 @@ def held_out_loss(run: Run) -> float:
 
 
 RECIPES = {
-    "rnafm-mini": (rnafm_mini, 3400),
+    "rnafm-mini": (rnafm_mini, 1500),
     "helix-mrna-mini": (helix_mrna_mini, 2000),
-    "scgpt-mini": (scgpt_mini, 1400),
+    "scgpt-mini": (scgpt_mini, 700),
 }
 
 

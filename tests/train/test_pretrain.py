@@ -15,6 +15,9 @@ from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.packing import Packed
 from ribozyme.train.pretrain import (
     Recipe,
+    contrast,
+    cropped,
+    halves,
     masked_letters,
     masked_values,
     next_letter,
@@ -144,3 +147,37 @@ def test_a_loss_that_is_no_number_stops_the_run(helix):
         helix.tokens.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="step 0"):
         pretrain(helix, iter([Packed.of(draw([5], 7, 11))]), next_letter(helix), Recipe(steps=1))
+
+
+def test_contrast_is_the_cross_entropy_of_finding_the_other_view():
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    terms = []
+    for k in range(6):
+        others = [j for j in range(6) if j != k]
+        scores = torch.stack([unit[k] @ unit[j] / 0.1 for j in others])
+        terms.append(-scores.log_softmax(0)[others.index(k ^ 1)])
+    torch.testing.assert_close(contrast(rows, 0.1), torch.stack(terms).mean())
+
+
+def test_crops_are_parts_between_the_ends():
+    sequences = [np.concatenate([[0], np.arange(10, 10 + n), [2]]) for n in (1, 7, 30)]
+    views = cropped(Packed.of(sequences), np.random.default_rng(0))
+    assert len(views.lengths) == 6
+    for k, view in enumerate(views.split(views.ids)):
+        whole = sequences[k // 2]
+        inner = view[1:-1].tolist()
+        assert (view[0], view[-1]) == (0, 2)
+        assert inner == list(range(inner[0], inner[0] + len(inner)))
+        assert set(inner) <= set(whole[1:-1].tolist())
+        assert len(inner) >= (len(whole) - 2) / 2
+
+
+def test_halves_deal_every_gene_once_with_its_value():
+    ids, bins = [np.array([99, 5, 6, 7, 8, 9])], [np.array([-2, 50, 60, 70, 80, 90], np.float32)]
+    views = halves(Packed.of(ids, bins), np.random.default_rng(0))
+    assert views.lengths == (4, 3)
+    assert views.ids[[0, 4]].tolist() == [99, 99]
+    genes = torch.cat([views.ids[1:4], views.ids[5:]])
+    assert sorted(genes.tolist()) == [5, 6, 7, 8, 9]
+    torch.testing.assert_close(views.values[views.ids < 99], views.ids[views.ids < 99].float() * 10)

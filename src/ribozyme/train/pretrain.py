@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from ribozyme.packing import Packed
+from ribozyme.packing import Packed, pool
 
 Ids = npt.NDArray[np.int64]
 Loss = Callable[[Packed], Tensor]
@@ -161,11 +161,17 @@ def next_letter(module: nn.Module, weights: Tensor | None = None) -> Loss:
 
 
 def masked_letters(
-    module: nn.Module, mask_id: int, letters: Tensor, generator: torch.Generator, share: float = 0.15
+    module: nn.Module,
+    mask_id: int,
+    letters: Tensor,
+    generator: torch.Generator,
+    share: float = 0.15,
+    weight: float = 0.0,
 ) -> Loss:
     """Cross-entropy at `share` of the letters: 80 % masked, 10 % swapped, 10 % left (arXiv:1810.04805).
 
     letters : ids that may be chosen and that replace, without special tokens
+    weight : of `contrast` between the mean rows, for batches whose sequences come in two views
     """
 
     def loss(batch: Packed) -> Tensor:
@@ -177,17 +183,24 @@ def masked_letters(
         seen = torch.where(chosen & (kind < 0.8), mask_id, ids)
         seen = torch.where(chosen & (kind >= 0.9), other, seen)
         rows = module.encode(replace(batch, ids=seen))  # type: ignore[operator]
-        return F.cross_entropy(module.logits(rows[chosen]), ids[chosen])  # type: ignore[operator]
+        hidden = F.cross_entropy(module.logits(rows[chosen]), ids[chosen])  # type: ignore[operator]
+        return hidden if weight == 0 else hidden + weight * contrast(pool(rows, batch.lengths, "mean"))
 
     return loss
 
 
 def masked_values(
-    module: nn.Module, mask_value: float, bins: int, generator: torch.Generator, share: float = 0.4
+    module: nn.Module,
+    mask_value: float,
+    bins: int,
+    generator: torch.Generator,
+    share: float = 0.4,
+    weight: float = 0.0,
 ) -> Loss:
     """Squared error of hidden expression bins (scGPT), from each gene's row and from the cell alone.
 
     `share` of the values are replaced by `mask_value`; errors are in units of all bins.
+    weight : of `contrast` between the cells, for batches whose cells come in two views
     """
 
     def loss(batch: Packed) -> Tensor:
@@ -198,6 +211,42 @@ def masked_values(
         output = module(replace(batch, values=seen), heads=("expression", "mvc"))
         target = batch.values[hidden] / bins
         both = (output.expression.value, output.mvc.value)
-        return sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
+        error = sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
+        return error if weight == 0 else error + weight * contrast(output.cell)
 
     return loss
+
+
+def contrast(rows: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of finding the other view of an input among all (InfoNCE, arXiv:2002.05709).
+
+    rows : (2 n, d), where rows 2 k and 2 k + 1 are two views of input k
+    """
+    rows = F.normalize(rows, dim=1)
+    alike = (rows @ rows.T / temperature).fill_diagonal_(-math.inf)
+    return F.cross_entropy(alike, torch.arange(len(rows), device=rows.device) ^ 1)
+
+
+def cropped(batch: Packed, generator: np.random.Generator, least: float = 0.5) -> Packed:
+    """Two random parts, of at least the share `least`, of each sequence, between its first and last token."""
+    views = []
+    for ids in batch.split(batch.ids):
+        inner = ids[1:-1].numpy()
+        for _ in range(2):
+            length = int(np.ceil(len(inner) * generator.uniform(least, 1)))
+            start = int(generator.integers(len(inner) - length + 1))
+            views.append(np.concatenate([ids[:1], inner[start : start + length], ids[-1:]]))
+    return Packed.of(views)
+
+
+def halves(batch: Packed, generator: np.random.Generator) -> Packed:
+    """The genes of each cell dealt to two cells at random, each behind the cell's first token."""
+    assert batch.values is not None
+    ids, values = [], []
+    for genes, bins in zip(batch.split(batch.ids), batch.split(batch.values)):
+        order = 1 + generator.permutation(len(genes) - 1)
+        for half in np.array_split(order, 2):
+            chosen = np.concatenate([[0], np.sort(half)])
+            ids.append(genes.numpy()[chosen])
+            values.append(bins.numpy()[chosen])
+    return Packed.of(ids, values)
