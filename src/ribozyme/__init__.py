@@ -16,7 +16,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from ribozyme import data, models, pl, pp
     from ribozyme.engine.load import load
-    from ribozyme.errors import RibozymeError
+    from ribozyme.errors import InputWarning, RibozymeError
     from ribozyme.io.cells import read_cells
     from ribozyme.io.sequences import read_sequences
 
@@ -24,11 +24,13 @@ _HOME = {
     "load": "ribozyme.engine.load",
     "read_cells": "ribozyme.io.cells",
     "read_sequences": "ribozyme.io.sequences",
+    "InputWarning": "ribozyme.errors",
     "RibozymeError": "ribozyme.errors",
 }
 _MODULES = ("data", "models", "pl", "pp")
 
 __all__ = [
+    "InputWarning",
     "RibozymeError",
     "__version__",
     "data",
