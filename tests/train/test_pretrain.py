@@ -17,7 +17,6 @@ from ribozyme.train.pretrain import (
     Recipe,
     contrast,
     cropped,
-    halves,
     masked_letters,
     masked_values,
     next_letter,
@@ -171,13 +170,3 @@ def test_crops_are_parts_between_the_ends():
         assert inner == list(range(inner[0], inner[0] + len(inner)))
         assert set(inner) <= set(whole[1:-1].tolist())
         assert len(inner) >= (len(whole) - 2) / 2
-
-
-def test_halves_deal_every_gene_once_with_its_value():
-    ids, bins = [np.array([99, 5, 6, 7, 8, 9])], [np.array([-2, 50, 60, 70, 80, 90], np.float32)]
-    views = halves(Packed.of(ids, bins), np.random.default_rng(0))
-    assert views.lengths == (4, 3)
-    assert views.ids[[0, 4]].tolist() == [99, 99]
-    genes = torch.cat([views.ids[1:4], views.ids[5:]])
-    assert sorted(genes.tolist()) == [5, 6, 7, 8, 9]
-    torch.testing.assert_close(views.values[views.ids < 99], views.ids[views.ids < 99].float() * 10)

@@ -190,17 +190,11 @@ def masked_letters(
 
 
 def masked_values(
-    module: nn.Module,
-    mask_value: float,
-    bins: int,
-    generator: torch.Generator,
-    share: float = 0.4,
-    weight: float = 0.0,
+    module: nn.Module, mask_value: float, bins: int, generator: torch.Generator, share: float = 0.4
 ) -> Loss:
     """Squared error of hidden expression bins (scGPT), from each gene's row and from the cell alone.
 
     `share` of the values are replaced by `mask_value`; errors are in units of all bins.
-    weight : of `contrast` between the cells, for batches whose cells come in two views
     """
 
     def loss(batch: Packed) -> Tensor:
@@ -211,8 +205,7 @@ def masked_values(
         output = module(replace(batch, values=seen), heads=("expression", "mvc"))
         target = batch.values[hidden] / bins
         both = (output.expression.value, output.mvc.value)
-        error = sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
-        return error if weight == 0 else error + weight * contrast(output.cell)
+        return sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
 
     return loss
 
@@ -237,16 +230,3 @@ def cropped(batch: Packed, generator: np.random.Generator, least: float = 0.5) -
             start = int(generator.integers(len(inner) - length + 1))
             views.append(np.concatenate([ids[:1], inner[start : start + length], ids[-1:]]))
     return Packed.of(views)
-
-
-def halves(batch: Packed, generator: np.random.Generator) -> Packed:
-    """The genes of each cell dealt to two cells at random, each behind the cell's first token."""
-    assert batch.values is not None
-    ids, values = [], []
-    for genes, bins in zip(batch.split(batch.ids), batch.split(batch.values)):
-        order = 1 + generator.permutation(len(genes) - 1)
-        for half in np.array_split(order, 2):
-            chosen = np.concatenate([[0], np.sort(half)])
-            ids.append(genes.numpy()[chosen])
-            values.append(bins.numpy()[chosen])
-    return Packed.of(ids, values)
