@@ -25,7 +25,7 @@ class Report:
             return
         if self.strict:
             raise InputError(
-                f"{where}: {count:,} {kind}", hint="leave out strict to have this counted instead"
+                f"{where}: {counted(count, kind)}", hint="leave out strict to have this counted instead"
             )
         self.counts[kind] = self.counts.get(kind, 0) + count
         places = self.where.setdefault(kind, [])

@@ -301,9 +301,9 @@ def test_the_seed_chooses_the_sample(model, adata):
 def test_what_would_be_counted_is_an_error_when_strict(model):
     X = counts()
     X[4] = 0
-    with pytest.raises(InputError, match="cell4: 1 cells without any gene"):
+    with pytest.raises(InputError, match="cell4: 1 cell without any gene"):
         model.embed(make(X), strict=True)
-    with pytest.raises(InputError, match="XYZ9: 1 genes that the model does not know"):
+    with pytest.raises(InputError, match="XYZ9: 1 gene that the model does not know"):
         model.embed(make(np.ones((1, 61)), names=[*GENES, "XYZ9"]), strict=True)
     with pytest.raises(InputError, match="genes, of which a sample was read"):
         model.embed(make(), strict=True, max_length=4)

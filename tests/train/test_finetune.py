@@ -232,7 +232,7 @@ def test_too_long_sequences_are_an_error_or_counted(rnafm):
     tuned = FineTuned(rnafm, task="regression", outputs=1)
     with pytest.raises(InputError, match="reads at most 62"):
         tuned.outputs(["A" * 63])
-    with pytest.warns(InputWarning, match="1 letters cut off"):
+    with pytest.warns(InputWarning, match="1 letter cut off"):
         cut = tuned.outputs(["A" * 63], overlong="truncate")
     np.testing.assert_array_equal(cut, tuned.outputs(["A" * 62]))
     with pytest.raises(ConfigError, match="windows"):

@@ -70,7 +70,7 @@ def test_a_cell_without_known_genes_predicts_nan_and_is_not_trained_on(scgpt, ce
     keep[5] = 0
     emptied = ad.AnnData(cells.X.multiply(keep).tocsr(), var=cells.var)
     tuned = FineTuned(scgpt, task="classification", outputs=2)
-    with pytest.warns(InputWarning, match="1 cells without any gene"):
+    with pytest.warns(InputWarning, match="1 cell without any gene"):
         predicted = tuned.predict(emptied)
     assert [k for k, label in enumerate(predicted) if label is None] == [5]
     with (
