@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 
 from ribozyme import data
+from ribozyme.engine.family import formats_of
 from ribozyme.packing import Packed
 from ribozyme.train.pretrain import (
     History,
@@ -215,11 +215,6 @@ def main() -> None:
 
     history = pretrain(run.module, run.batches, run.loss, run.recipe, log=log)
     save(run, folder, options.name, history, before)
-
-
-def formats_of(module: Any) -> Any:
-    """The readers and writers of the module's family."""
-    return import_module(type(module).__module__.rpartition(".")[0] + ".formats")
 
 
 def save(run: Run, folder: Path, name: str, history: History, before: float) -> None:

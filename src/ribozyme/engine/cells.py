@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from ribozyme.engine.family import depth, formats_of
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.cells import CHUNK, Cells, open_cells
 from ribozyme.packing import Packed, plan, pool
@@ -210,7 +210,7 @@ class CellModel:
 
         Source: scGPT, Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0.
         """
-        how, depth = _pooling(pooling), self._layer(layer)
+        how, layer = _pooling(pooling), depth(layer, self.config.layers)
         reading = self._reading(max_length, select, ties, seed)
         if output not in ("cells", "genes"):
             raise ConfigError(f"output {output!r} does not exist", hint="one of cells, genes")
@@ -219,16 +219,16 @@ class CellModel:
         with open_cells(cells, modality=modality) as source:
             match = self._match(source, gene_column, report)
             if output == "genes":
-                table = self._genes(source, match, reading, report, depth, budget)
+                table = self._genes(source, match, reading, report, layer, budget)
                 report.finish()
                 return table
             vectors = np.empty((len(source), self.config.dim), dtype=np.float32)
             for start, tokens in self._tokens(source, match, reading, report):
-                vectors[start : start + len(tokens)] = self._vectors(tokens, how, depth, budget)
+                vectors[start : start + len(tokens)] = self._vectors(tokens, how, layer, budget)
         if target is not None:
             empty = int(np.isnan(vectors[:, 0]).sum())
             target.obsm[key_added] = vectors
-            target.uns[key_added] = {"params": self._params(reading, match, how, depth, empty)}
+            target.uns[key_added] = {"params": self._params(reading, match, how, layer, empty)}
         report.finish()
         return vectors
 
@@ -248,13 +248,13 @@ class CellModel:
         strict: bool = False,
     ) -> Iterator[tuple[str, Array]]:
         """As `embed`, one (name of the cell, embedding) at a time, in flat memory."""
-        how, depth = _pooling(pooling), self._layer(layer)
+        how, layer = _pooling(pooling), depth(layer, self.config.layers)
         reading = self._reading(max_length, select, ties, seed)
         budget, report = self._budget(batch_tokens), Report(strict)
         with open_cells(cells, modality=modality) as source:
             match = self._match(source, gene_column, report)
             for _, tokens in self._tokens(source, match, reading, report):
-                yield from zip(map(str, tokens.names), self._vectors(tokens, how, depth, budget))
+                yield from zip(map(str, tokens.names), self._vectors(tokens, how, layer, budget))
         report.finish()
 
     def tokens(
@@ -285,8 +285,7 @@ class CellModel:
 
     def save(self, folder: str | Path, *, layout: str = "native") -> None:
         """Write weights, sizes and vocabulary; `load(folder)` gives the same model back."""
-        formats = import_module(type(self.module).__module__.rpartition(".")[0] + ".formats")
-        formats.save(self.module, self.vocabulary, Path(folder), layout=layout)
+        formats_of(self.module).save(self.module, self.vocabulary, Path(folder), layout=layout)
 
     def _reading(self, max_length: int | None, select: Select, ties: Ties, seed: int) -> Reading:
         return Reading(
@@ -298,14 +297,6 @@ class CellModel:
             ties=ties,
             seed=seed,
         )
-
-    def _layer(self, layer: int) -> int:
-        deepest = self.config.layers
-        if not -deepest - 1 <= layer <= deepest:
-            raise ConfigError(
-                f"layer {layer} does not exist", hint=f"0 (input embedding) to {deepest}, or -1 for the last"
-            )
-        return layer if layer >= 0 else deepest + 1 + layer
 
     def _budget(self, batch_tokens: int | None) -> int:
         if batch_tokens is not None and batch_tokens < 1:

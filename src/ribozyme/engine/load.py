@@ -1,12 +1,12 @@
 """`load`: a name, folder, file or hub id becomes a model that is ready to use."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ribozyme import registry
 from ribozyme.checkpoint import Checkpoint, open_checkpoint
 from ribozyme.engine.device import choose_device, choose_dtype
+from ribozyme.engine.family import formats
 from ribozyme.errors import CheckpointError
 from ribozyme.hub import resolve
 from ribozyme.nn.linear import set_matmul_dtype
@@ -45,11 +45,6 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
     from ribozyme.engine.sequences import SequenceModel
 
     return SequenceModel(module, tokens, where, resolved.model)
-
-
-def formats(family: str) -> Any:
-    """The readers and writers of a family, imported when asked for."""
-    return import_module(f"ribozyme.models.{family}.formats")
 
 
 def recognise(checkpoint: Checkpoint) -> str:

@@ -24,6 +24,7 @@ from ribozyme.engine.embed import (
     stitch,
     windows,
 )
+from ribozyme.engine.family import depth, formats_of
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.sequences import Record, read_sequences
 from ribozyme.packing import POOLINGS, Packed, Pooling, pool
@@ -123,16 +124,16 @@ class SequenceModel:
     ) -> Iterator[tuple[str, Array]]:
         """As `embed`, one (name, array) at a time, in flat memory."""
         how = self._pooling(pooling)
-        depth = self._layer(layer)
+        layer = depth(layer, self.config.layers)
 
         def pooled(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = self.module.encode(batch, layer=depth)
+            rows = self.module.encode(batch, layer=layer)
             if how == "first":
                 return list(rows[batch.cu_seqlens[:-1].long()].float())
             return list(pool(letter_rows(rows, batch, self.tokenizer), letters, how))
 
         def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = self.module.encode(batch, layer=depth)
+            rows = self.module.encode(batch, layer=layer)
             return list(letter_rows(rows, batch, self.tokenizer).split(letters))
 
         whole: Callable[[Sequence[Piece], Sequence[Array]], Array]
@@ -219,12 +220,7 @@ class SequenceModel:
 
     def save(self, folder: str | Path, *, layout: str = "native") -> None:
         """Write weights, sizes and vocabulary; `load(folder)` gives the same model back."""
-        self._formats().save(self.module, self.tokenizer, Path(folder), layout=layout)
-
-    def _formats(self) -> Any:
-        from importlib import import_module
-
-        return import_module(type(self.module).__module__.rpartition(".")[0] + ".formats")
+        formats_of(self.module).save(self.module, self.tokenizer, Path(folder), layout=layout)
 
     def _pooling(self, pooling: str) -> Pooling:
         if pooling == "cls" and self.tokenizer.prefix:
@@ -233,14 +229,6 @@ class SequenceModel:
             hint = f"one of {', '.join(POOLINGS)}" + (", cls" if self.tokenizer.prefix else "")
             raise ConfigError(f"pooling {pooling!r} does not exist for this model", hint=hint)
         return pooling
-
-    def _layer(self, layer: int) -> int:
-        deepest = self.config.layers
-        if not -deepest - 1 <= layer <= deepest:
-            raise ConfigError(
-                f"layer {layer} does not exist", hint=f"0 (input embedding) to {deepest}, or -1 for the last"
-            )
-        return layer if layer >= 0 else deepest + 1 + layer
 
     def _need_head(self) -> None:
         self.module.logits(torch.zeros(0, self.config.dim, device=self.device))
