@@ -1,13 +1,12 @@
 """What a user holds after `load` of scGPT: a model of cells with one verb.
 
-From cells to embeddings: rows in chunks (`io/cells.py`), genes matched (`pp/genes.py`), expression in bins
-(`pp/binning.py`), a window of genes (`pp/window.py`), batches filled to a token budget, results in the order
-of the cells. Every step is a function of the cell alone, so a cell's embedding does not depend on the others.
+From cells to embeddings: rows in chunks (`io/cells.py`), the tokens of each cell (`pp/tokens.py`), batches
+filled to a token budget, results in the order of the cells. Every step is a function of the cell alone, so a
+cell's embedding does not depend on the others.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,121 +16,23 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor, nn
 
 from ribozyme.engine.family import depth, formats_of
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.cells import CHUNK, Cells, open_cells
 from ribozyme.packing import Packed, plan, pool
-from ribozyme.pp.binning import Ties, bin_rows, check_values
+from ribozyme.pp.binning import Ties
 from ribozyme.pp.genes import GeneLookup, GeneMatch, match_genes
-from ribozyme.pp.window import SELECTIONS, Select, content_keys, draws, in_window
+from ribozyme.pp.tokens import MAX_LENGTH, Reading, Tokens, tokenise
+from ribozyme.pp.window import Select
 from ribozyme.registry import Model
 from ribozyme.report import Report
 
 Array = npt.NDArray[np.float32]
 CellPooling = Literal["cls", "mean", "max"]
 POOLINGS: tuple[CellPooling, ...] = ("cls", "mean", "max")
-TIES: tuple[Ties, ...] = ("mid", "random")
-MAX_LENGTH = 1_200
-"""Tokens of a cell in pretraining, `<cls>` among them."""
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How a cell becomes tokens.
-
-    max_length : tokens of a cell at most, `<cls>` among them
-    select : the genes that stay when there are more: a `sample`, or the `top` values
-    ties : equal values share their middle bin (`mid`), or each draws one (`random`, as published)
-    seed : of the sample and of random ties; the numbers depend on it and on the cell, on nothing else
-    """
-
-    n_bins: int
-    cls_id: int
-    cls_value: float
-    max_length: int = MAX_LENGTH
-    select: Select = "sample"
-    ties: Ties = "mid"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise ConfigError(f"max_length {self.max_length} leaves no room for a gene beside <cls>")
-        for name, value, choices in (("select", self.select, SELECTIONS), ("ties", self.ties, TIES)):
-            if value not in choices:
-                raise ConfigError(f"{name} {value!r} does not exist", hint=f"one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Cells as the network reads them, end to end; each begins with `<cls>`, an empty one has nothing else.
-
-    names : (n,) of the cells; ids, values : (T,); indptr : (n + 1,) where each cell begins
-    """
-
-    names: npt.NDArray[Any]
-    ids: npt.NDArray[np.int64]
-    values: Array
-    indptr: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(n,) tokens of each cell, `<cls>` among them."""
-        return np.diff(self.indptr)
-
-    @property
-    def empty(self) -> npt.NDArray[np.bool_]:
-        """(n,) true for a cell that expresses nothing that the model knows."""
-        return self.lengths == 1
-
-    def split(self) -> tuple[list[npt.NDArray[np.int64]], list[Array]]:
-        """Ids and values, one array a cell."""
-        places = self.indptr[1:-1]
-        return np.split(self.ids, places), np.split(self.values, places)
-
-    def pack(self, chosen: Sequence[int]) -> Packed:
-        """The chosen cells as one batch."""
-        spans = [slice(self.indptr[k], self.indptr[k + 1]) for k in chosen]
-        return Packed.of([self.ids[s] for s in spans], [self.values[s] for s in spans])
-
-
-def tokenise(
-    rows: sparse.csr_matrix, names: npt.NDArray[Any], match: GeneMatch, reading: Reading, report: Report
-) -> Tokens:
-    """Tokens of cells: matched genes in column order, expression in bins, no more than the window holds."""
-    check_values(rows, names)
-    ids, values, indptr = match.select(rows)
-    room = reading.max_length - 1
-    long = np.diff(indptr) > room
-    u: Any = 0.5
-    if reading.ties == "random" or long.any():
-        keys = content_keys(ids, values, indptr, reading.seed)
-        u = draws(keys, ids, indptr, stream=0) if reading.ties == "random" else u
-    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u)
-    if long.any():
-        kept = "a sample" if reading.select == "sample" else "the highest"
-        kind = f"cells with more than {room:,} genes, of which {kept} was read"
-        report.add(kind, str(names[np.argmax(long)]), int(long.sum()))
-        keep = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
-        ids, bins = ids[keep], bins[keep]
-        indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
-    return _with_cls(names, ids, bins, indptr, reading)
-
-
-def _with_cls(names: Any, ids: Any, bins: Any, indptr: Any, reading: Reading) -> Tokens:
-    starts = indptr + np.arange(len(indptr))
-    gene = np.ones(starts[-1], dtype=bool)
-    gene[starts[:-1]] = False
-    all_ids = np.full(len(gene), reading.cls_id, dtype=np.int64)
-    all_values = np.full(len(gene), reading.cls_value, dtype=np.float32)
-    all_ids[gene], all_values[gene] = ids, bins
-    return Tokens(names, all_ids, all_values, starts)
 
 
 class CellModel:

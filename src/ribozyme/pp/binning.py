@@ -20,6 +20,7 @@ from scipy import sparse
 from ribozyme.errors import ConfigError, InputError
 
 Ties = Literal["mid", "random"]
+TIES: tuple[Ties, ...] = ("mid", "random")
 Floats = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 

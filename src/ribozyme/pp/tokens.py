@@ -1,0 +1,119 @@
+"""Cells as scGPT reads them: matched genes, expression in bins, a window of genes, `<cls>` in front.
+
+Genes are matched in `genes.py`, values binned in `binning.py`, the window chosen in `window.py`. Every step
+is a function of the cell alone, so a cell's tokens do not depend on the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from ribozyme.errors import ConfigError
+from ribozyme.packing import Packed
+from ribozyme.pp.binning import TIES, Ties, bin_rows, check_values
+from ribozyme.pp.genes import GeneMatch
+from ribozyme.pp.window import SELECTIONS, Select, content_keys, draws, in_window
+from ribozyme.report import Report
+
+Array = npt.NDArray[np.float32]
+MAX_LENGTH = 1_200
+"""Tokens of a cell in pretraining, `<cls>` among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a cell becomes tokens.
+
+    max_length : tokens of a cell at most, `<cls>` among them
+    select : the genes that stay when there are more: a `sample`, or the `top` values
+    ties : equal values share their middle bin (`mid`), or each draws one (`random`, as published)
+    seed : of the sample and of random ties; the numbers depend on it and on the cell, on nothing else
+    """
+
+    n_bins: int
+    cls_id: int
+    cls_value: float
+    max_length: int = MAX_LENGTH
+    select: Select = "sample"
+    ties: Ties = "mid"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ConfigError(f"max_length {self.max_length} leaves no room for a gene beside <cls>")
+        for name, value, choices in (("select", self.select, SELECTIONS), ("ties", self.ties, TIES)):
+            if value not in choices:
+                raise ConfigError(f"{name} {value!r} does not exist", hint=f"one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Cells as the network reads them, end to end; each begins with `<cls>`, an empty one has nothing else.
+
+    names : (n,) of the cells; ids, values : (T,); indptr : (n + 1,) where each cell begins
+    """
+
+    names: npt.NDArray[Any]
+    ids: npt.NDArray[np.int64]
+    values: Array
+    indptr: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) tokens of each cell, `<cls>` among them."""
+        return np.diff(self.indptr)
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """(n,) true for a cell that expresses nothing that the model knows."""
+        return self.lengths == 1
+
+    def split(self) -> tuple[list[npt.NDArray[np.int64]], list[Array]]:
+        """Ids and values, one array a cell."""
+        places = self.indptr[1:-1]
+        return np.split(self.ids, places), np.split(self.values, places)
+
+    def pack(self, chosen: Sequence[int]) -> Packed:
+        """The chosen cells as one batch."""
+        spans = [slice(self.indptr[k], self.indptr[k + 1]) for k in chosen]
+        return Packed.of([self.ids[s] for s in spans], [self.values[s] for s in spans])
+
+
+def tokenise(
+    rows: sparse.csr_matrix, names: npt.NDArray[Any], match: GeneMatch, reading: Reading, report: Report
+) -> Tokens:
+    """Tokens of cells: matched genes in column order, expression in bins, no more than the window holds."""
+    check_values(rows, names)
+    ids, values, indptr = match.select(rows)
+    room = reading.max_length - 1
+    long = np.diff(indptr) > room
+    u: Any = 0.5
+    if reading.ties == "random" or long.any():
+        keys = content_keys(ids, values, indptr, reading.seed)
+        u = draws(keys, ids, indptr, stream=0) if reading.ties == "random" else u
+    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u)
+    if long.any():
+        kept = "a sample" if reading.select == "sample" else "the highest"
+        kind = f"cells with more than {room:,} genes, of which {kept} was read"
+        report.add(kind, str(names[np.argmax(long)]), int(long.sum()))
+        keep = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
+        ids, bins = ids[keep], bins[keep]
+        indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
+    return _with_cls(names, ids, bins, indptr, reading)
+
+
+def _with_cls(names: Any, ids: Any, bins: Any, indptr: Any, reading: Reading) -> Tokens:
+    starts = indptr + np.arange(len(indptr))
+    gene = np.ones(starts[-1], dtype=bool)
+    gene[starts[:-1]] = False
+    all_ids = np.full(len(gene), reading.cls_id, dtype=np.int64)
+    all_values = np.full(len(gene), reading.cls_value, dtype=np.float32)
+    all_ids[gene], all_values[gene] = ids, bins
+    return Tokens(names, all_ids, all_values, starts)
