@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from ribozyme import data, models, pl, pp
+    from ribozyme import data, metrics, models, pl, pp
     from ribozyme.engine.load import load
     from ribozyme.errors import InputWarning, RibozymeError
     from ribozyme.io.cells import read_cells
@@ -27,7 +27,7 @@ _HOME = {
     "InputWarning": "ribozyme.errors",
     "RibozymeError": "ribozyme.errors",
 }
-_MODULES = ("data", "models", "pl", "pp")
+_MODULES = ("data", "metrics", "models", "pl", "pp")
 
 __all__ = [
     "InputWarning",
@@ -35,6 +35,7 @@ __all__ = [
     "__version__",
     "data",
     "load",
+    "metrics",
     "models",
     "pl",
     "pp",
