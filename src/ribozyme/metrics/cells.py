@@ -1,7 +1,8 @@
 """How well an embedding of cells keeps types apart and batches together.
 
 The formulas are those of scib (Luecken et al., Nature Methods 2022), as scGPT reports them: AvgBIO is the
-mean of NMI, ARI and the silhouette of the types, AvgBATCH of the silhouette of the batches and graph connectivity.
+mean of NMI, ARI and the silhouette of the types, AvgBATCH that of the silhouette of the batches and graph
+connectivity.
 """
 
 import warnings
