@@ -7,6 +7,7 @@
     ├── ConfigError(ValueError)         a setting, or a config.json, that makes no sense
     ├── CheckpointError(ValueError)     a weight file that is damaged, incomplete or not understood
     ├── HubError(OSError)               a model name that cannot be turned into files
+    ├── OutputError(OSError)            a result that cannot be written, or was damaged since
     ├── DeviceError(RuntimeError)       a device or number type that this machine lacks
     └── MissingExtraError(ImportError)  an optional library that is not installed
 
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "InputWarning",
     "MissingExtraError",
+    "OutputError",
     "RibozymeError",
 ]
 
@@ -53,6 +55,10 @@ class CheckpointError(RibozymeError, ValueError):
 
 class HubError(RibozymeError, OSError):
     """A model name that cannot be turned into files."""
+
+
+class OutputError(RibozymeError, OSError):
+    """A result that cannot be written, or that was damaged since it was."""
 
 
 class DeviceError(RibozymeError, RuntimeError):

@@ -2,8 +2,17 @@
 
 import warnings
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ribozyme.errors import InputError, InputWarning
+
+
+class Rejected(NamedTuple):
+    """An input that was left out: its place in the input, from 0, its name, and why."""
+
+    position: int
+    name: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -27,10 +36,20 @@ class Report:
             raise InputError(
                 f"{where}: {counted(count, kind)}", hint="leave out strict to have this counted instead"
             )
+        self.note(kind, where, count)
+
+    def note(self, kind: str, where: str, count: int = 1) -> None:
+        """As `add`, for what changes no result and is no error when strict."""
         self.counts[kind] = self.counts.get(kind, 0) + count
         places = self.where.setdefault(kind, [])
         if len(places) < self.examples:
             places.append(where)
+
+    def merge(self, other: "Report") -> None:
+        """Take over what another report of the same work counted later on."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            self.where[kind] = (self.where.get(kind, []) + other.where[kind])[: self.examples]
 
     def lines(self) -> list[str]:
         """One line a kind: the count, the kind, the first places."""

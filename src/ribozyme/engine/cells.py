@@ -6,33 +6,53 @@ cell's embedding does not depend on the others.
 """
 
 import copy
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 
 from ribozyme.engine.family import depth, formats_of
+from ribozyme.engine.parts import PART, Budget, OnError, Part, Prepared, check_on_error, in_batches, prefetch
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.cells import CHUNK, Cells, open_cells
-from ribozyme.packing import Packed, plan, pool
+from ribozyme.packing import Packed, pool
 from ribozyme.pp.binning import Ties
 from ribozyme.pp.genes import GeneLookup, GeneMatch, match_genes
 from ribozyme.pp.tokens import MAX_LENGTH, Reading, Tokens, tokenise
 from ribozyme.pp.window import Select
 from ribozyme.registry import Model
-from ribozyme.report import Report
+from ribozyme.report import Rejected, Report
 
 Array = npt.NDArray[np.float32]
 CellPooling = Literal["cls", "mean", "max"]
 POOLINGS: tuple[CellPooling, ...] = ("cls", "mean", "max")
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How cells become embeddings: the arguments of `embed`, each checked and decided."""
+
+    pooling: CellPooling
+    layer: int
+    reading: Reading
+    gene_column: str | None
+    modality: str | None
+    batch_tokens: int
+    strict: bool
 
 
 class CellModel:
@@ -111,31 +131,63 @@ class CellModel:
 
         Source: scGPT, Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0.
         """
-        how, layer = _pooling(pooling), depth(layer, self.config.layers)
-        reading = self._reading(max_length, select, ties, seed)
         if output not in ("cells", "genes"):
             raise ConfigError(f"output {output!r} does not exist", hint="one of cells, genes")
         target = None if key_added is None else _target(cells, modality, output)
-        budget, report = self._budget(batch_tokens), Report(strict)
+        how = self.settings(
+            pooling=pooling,
+            layer=layer,
+            gene_column=gene_column,
+            modality=modality,
+            max_length=max_length,
+            select=select,
+            ties=ties,
+            seed=seed,
+            batch_tokens=batch_tokens,
+            strict=strict,
+        )
+        report = Report(strict)
         with open_cells(cells, modality=modality) as source:
             match = self._match(source, gene_column, report)
             if output == "genes":
-                table = self._genes(source, match, reading, report, layer, budget)
+                table = self._genes(source, match, how, report)
                 report.finish()
                 return table
             vectors = np.empty((len(source), self.config.dim), dtype=np.float32)
-            for start, tokens in self._tokens(source, match, reading, report):
-                vectors[start : start + len(tokens)] = self._vectors(tokens, how, layer, budget)
+            for part in self._parts(self._prepared(source, match, how), how):
+                vectors[part.start : part.end] = part.rows
+                report.merge(part.report)
         if target is not None:
-            empty = int(np.isnan(vectors[:, 0]).sum())
             target.obsm[key_added] = vectors
-            target.uns[key_added] = {"params": self._params(reading, match, how, layer, empty)}
+            target.uns[key_added] = {"params": self._params(match, how, vectors)}
         report.finish()
         return vectors
 
-    def stream(
+    def stream(self, cells: Any, **settings: Any) -> Iterator[tuple[str, Array]]:
+        """As `embed`, one (name of the cell, embedding) at a time, in flat memory."""
+        report = Report()
+        for part in self.parts(cells, **settings):
+            yield from zip(part.names, part.rows)
+            report.merge(part.report)
+        report.finish()
+
+    def parts(
+        self, cells: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
+    ) -> Iterator[Part]:
+        """As `embed`, one `Part` at a time; the next one is prepared while one is computed.
+
+        Parameters
+        ----------
+        start : the place of the first cell wanted; a place where some part ends, so that the parts from there
+            on are the same as they are from the beginning
+        on_error : `fail`, or `skip`, which puts bad cells into `Part.rejected` with the reason
+        settings : those of `embed`
+        """
+        how = self.settings(**settings)
+        yield from self._parts(self.prepare(cells, how, start=start, on_error=on_error), how)
+
+    def settings(
         self,
-        cells: Any,
         *,
         pooling: str = "cls",
         layer: int = -1,
@@ -147,16 +199,36 @@ class CellModel:
         seed: int = 0,
         batch_tokens: int | None = None,
         strict: bool = False,
-    ) -> Iterator[tuple[str, Array]]:
-        """As `embed`, one (name of the cell, embedding) at a time, in flat memory."""
-        how, layer = _pooling(pooling), depth(layer, self.config.layers)
+    ) -> Settings:
+        """The arguments of `embed`, checked, with what is decided by the model and the device."""
+        default = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        budget = default if batch_tokens is None else batch_tokens
+        if budget < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
         reading = self._reading(max_length, select, ties, seed)
-        budget, report = self._budget(batch_tokens), Report(strict)
-        with open_cells(cells, modality=modality) as source:
-            match = self._match(source, gene_column, report)
-            for _, tokens in self._tokens(source, match, reading, report):
-                yield from zip(map(str, tokens.names), self._vectors(tokens, how, layer, budget))
-        report.finish()
+        layer = depth(layer, self.config.layers)
+        return Settings(_pooling(pooling), layer, reading, gene_column, modality, budget, strict)
+
+    def prepare(
+        self, cells: Any, how: Settings, *, start: int = 0, on_error: OnError = "fail"
+    ) -> Iterator[Prepared]:
+        """Cells of one part after the other, as tokens; the network is not needed for it."""
+        check_on_error(on_error)
+        report = Report(how.strict)
+        with open_cells(cells, modality=how.modality) as source:
+            match = self._match(source, how.gene_column, report)
+            for part in self._prepared(source, match, how, start, on_error):
+                if part.start == 0:  # what concerns all cells is counted in the first part
+                    part.report.merge(report)
+                yield part
+
+    def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
+        """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
+        before = budget.halved
+        rows = self._vectors(prepared.inputs, how, budget)
+        if budget.halved > before:
+            budget.note(prepared.report, before)
+        return Part(prepared.start, prepared.end, prepared.names, rows, prepared.rejected, prepared.report)
 
     def tokens(
         self,
@@ -174,8 +246,9 @@ class CellModel:
         reading, report = self._reading(max_length, select, ties, seed), Report(strict)
         with open_cells(cells, modality=modality) as source:
             match = self._match(source, gene_column, report)
-            for _, tokens in self._tokens(source, match, reading, report):
-                yield tokens
+            for first, rows in source.chunks(CHUNK):
+                places = np.arange(first, first + rows.shape[0])
+                yield self._tokens(source, places, rows, match, reading, report)
         report.finish()
 
     def untrained(self, seed: int = 0) -> "CellModel":
@@ -199,10 +272,11 @@ class CellModel:
             seed=seed,
         )
 
-    def _budget(self, batch_tokens: int | None) -> int:
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
-        return batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+    def _parts(self, prepared: Iterator[Prepared], how: Settings) -> Iterator[Part]:
+        budget = Budget(how.batch_tokens)
+        with closing(prefetch(prepared)) as ready:
+            for one in ready:
+                yield self.compute(one, how, budget)
 
     def _match(self, source: Cells, column: str | None, report: Report) -> GeneMatch:
         match = match_genes(source.var, self.lookup, column=column)
@@ -217,78 +291,158 @@ class CellModel:
         report.add(kind, f"{source.where}: {', '.join(unknown)}", match.counts.get("unmatched", 0))
         return match
 
-    def _tokens(
-        self, source: Cells, match: GeneMatch, reading: Reading, report: Report
-    ) -> Iterator[tuple[int, Tokens]]:
-        """(first cell, tokens) of each chunk."""
-        for start, rows in source.chunks(CHUNK):
-            names = source.names[start : start + rows.shape[0]]
+    def _prepared(
+        self,
+        source: Cells,
+        match: GeneMatch,
+        how: Settings,
+        start: int = 0,
+        on_error: OnError = "fail",
+    ) -> Iterator[Prepared]:
+        """Chunks of cells cut into parts, from cell `start` on."""
+        for first, rows in source.chunks(CHUNK, start):
+            places, report = np.arange(first, first + rows.shape[0]), Report(how.strict)
+            rejected: list[Rejected] = []
             try:
-                tokens = tokenise(rows, names, match, reading, report)
-            except InputError as error:
-                error.add_note(f"in {source.where}")
-                raise
-            kind = "cells without any gene that the model knows; their embedding is NaN"
-            if tokens.empty.any():
-                report.add(kind, str(names[np.argmax(tokens.empty)]), int(tokens.empty.sum()))
-            yield start, tokens
+                tokens = self._tokens(source, places, rows, match, how.reading, report)
+            except InputError:
+                if on_error == "fail":
+                    raise
+                rejected = list(self._bad(source, first, rows, match, how))
+                good = np.delete(places, [one.position - first for one in rejected])
+                tokens = self._tokens(source, good, rows[good - first], match, how.reading, report)
+                places = good
+            for part in _cut(tokens, places, (first, first + rows.shape[0]), PART * how.batch_tokens):
+                part.report, report = report, Report(how.strict)
+                part.rejected = [one for one in rejected if part.start <= one.position < part.end]
+                if part.start >= start:
+                    yield part
 
-    def _batches(self, tokens: Tokens, budget: int) -> Iterator[tuple[list[int], Packed]]:
-        """Places of cells, and the batch of them; empty cells are in none."""
+    def _bad(
+        self, source: Cells, first: int, rows: sparse.csr_matrix, match: GeneMatch, how: Settings
+    ) -> Iterator[Rejected]:
+        """The cells that cannot be read, found by halving."""
+        places = np.arange(first, first + rows.shape[0])
+        try:
+            self._tokens(source, places, rows, match, how.reading, Report(how.strict))
+        except InputError as error:
+            if len(places) == 1:
+                yield Rejected(first, str(source.names[first]), error.message)
+                return
+            middle = len(places) // 2
+            yield from self._bad(source, first, rows[:middle], match, how)
+            yield from self._bad(source, first + middle, rows[middle:], match, how)
+
+    def _tokens(
+        self,
+        source: Cells,
+        places: npt.NDArray[np.int64],
+        rows: sparse.csr_matrix,
+        match: GeneMatch,
+        reading: Reading,
+        report: Report,
+    ) -> Tokens:
+        """Tokens of the cells at `places`, whose `rows` these are."""
+        names = source.names[places]
+        try:
+            tokens = tokenise(rows, names, match, reading, report)
+        except InputError as error:
+            error.add_note(f"in {source.where}")
+            raise
+        kind = "cells without any gene that the model knows; their embedding is NaN"
+        if tokens.empty.any():
+            report.add(kind, str(names[np.argmax(tokens.empty)]), int(tokens.empty.sum()))
+        return tokens
+
+    def _batches(
+        self, tokens: Tokens, budget: Budget, compute: Callable[[Packed], T]
+    ) -> Iterator[tuple[list[int], T]]:
+        """Places of cells, and `compute` of the batch of them; empty cells are in none."""
         full = np.flatnonzero(~tokens.empty)
-        for group in plan(tokens.lengths[full].tolist(), budget):
-            chosen = full[group].tolist()
-            yield chosen, tokens.pack(chosen).to(self.device)
+
+        def of_group(group: list[int]) -> T:
+            return compute(tokens.pack(full[group].tolist()).to(self.device))
+
+        for group, result in in_batches(tokens.lengths[full].tolist(), budget, of_group):
+            yield full[group].tolist(), result
 
     @torch.inference_mode()
-    def _vectors(self, tokens: Tokens, pooling: CellPooling, layer: int, budget: int) -> Array:
+    def _vectors(self, tokens: Tokens, how: Settings, budget: Budget) -> Array:
         """(n, dim) of length 1; NaN for empty cells."""
+
+        def pooled(batch: Packed) -> Tensor:
+            return _pooled(self.module.encode(batch, layer=how.layer), batch, how.pooling)
+
         out = np.full((len(tokens), self.config.dim), np.nan, dtype=np.float32)
-        places, parts = [], []
-        for chosen, batch in self._batches(tokens, budget):
+        places, rows = [], []
+        for chosen, vectors in self._batches(tokens, budget, pooled):
             places.extend(chosen)
-            parts.append(_pooled(self.module.encode(batch, layer=layer), batch, pooling))
-        if parts:
-            out[places] = F.normalize(torch.cat(parts), dim=1).cpu().numpy()
+            rows.append(vectors)
+        if rows:
+            out[places] = F.normalize(torch.cat(rows), dim=1).cpu().numpy()
         return out
 
     @torch.inference_mode()
-    def _genes(
-        self, source: Cells, match: GeneMatch, reading: Reading, report: Report, layer: int, budget: int
-    ) -> pd.DataFrame:
+    def _genes(self, source: Cells, match: GeneMatch, how: Settings, report: Report) -> pd.DataFrame:
         """Mean row of each gene over the cells; sums in float64, so that their order leaves no trace."""
         place = np.full(int(match.genes.max()) + 1, -1, dtype=np.int64)
         place[match.genes] = np.arange(len(match.genes))
         place_of = torch.from_numpy(place).to(self.device)
         sums = torch.zeros(len(match.genes), self.config.dim, dtype=torch.float64, device=self.device)
         counts = torch.zeros(len(match.genes), dtype=torch.float64, device=self.device)
-        for _, tokens in self._tokens(source, match, reading, report):
-            for _, batch in self._batches(tokens, budget):
-                gene = _is_gene(batch)
-                where = place_of[batch.ids[gene]]
-                sums.index_add_(0, where, self.module.encode(batch, layer=layer)[gene].double())
-                counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
+
+        def add(batch: Packed) -> None:
+            rows = self.module.encode(batch, layer=how.layer)
+            gene = _is_gene(batch)
+            where = place_of[batch.ids[gene]]
+            sums.index_add_(0, where, rows[gene].double())
+            counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
+
+        budget = Budget(how.batch_tokens)
+        with closing(prefetch(self._prepared(source, match, how))) as ready:
+            for part in ready:
+                deque(self._batches(part.inputs, budget, add), maxlen=0)
+                report.merge(part.report)
         seen = (counts > 0).cpu().numpy()
         means = (sums / counts[:, None]).float().cpu().numpy()[seen]
         names = [self.vocabulary.tokens[i] for i in match.genes[seen]]
         return pd.DataFrame(means, index=pd.Index(names, name="gene"))
 
-    def _params(
-        self, reading: Reading, match: GeneMatch, pooling: str, layer: int, empty: int
-    ) -> dict[str, Any]:
+    def _params(self, match: GeneMatch, how: Settings, vectors: Array) -> dict[str, Any]:
         return {
             "model": self.record.name if self.record else type(self.module).__name__,
-            "pooling": pooling,
-            "layer": layer,
-            "max_length": reading.max_length,
-            "select": reading.select,
-            "ties": reading.ties,
-            "seed": reading.seed,
+            "pooling": how.pooling,
+            "layer": how.layer,
+            "max_length": how.reading.max_length,
+            "select": how.reading.select,
+            "ties": how.reading.ties,
+            "seed": how.reading.seed,
             "gene_column": match.source,
-            "genes": {str(how): count for how, count in match.counts.items()},
+            "genes": {str(kind): count for kind, count in match.counts.items()},
             "genes_summed": match.duplicates,
-            "cells_empty": empty,
+            "cells_empty": int(np.isnan(vectors[:, 0]).sum()),
         }
+
+
+def _cut(
+    tokens: Tokens, places: npt.NDArray[np.int64], span: tuple[int, int], limit: int
+) -> Iterator[Prepared]:
+    """The cells of a chunk in parts of about `limit` tokens.
+
+    places : of the cells in the input; span : of the chunk, where some cells may have been left out
+    """
+    inner = np.searchsorted(tokens.indptr, np.arange(limit, tokens.indptr[-1], limit))
+    cuts = sorted({0, *inner.tolist(), len(tokens)})
+    bounds = [span[0], *(int(places[k]) for k in cuts[1:-1]), span[1]]
+    for (a, b), (start, end) in zip(pairwise(cuts) if len(tokens) else [(0, 0)], pairwise(bounds)):
+        begin, stop = tokens.indptr[a], tokens.indptr[b]
+        some = Tokens(
+            tokens.names[a:b],
+            tokens.ids[begin:stop],
+            tokens.values[begin:stop],
+            tokens.indptr[a : b + 1] - begin,
+        )
+        yield Prepared(start, end, [str(name) for name in some.names], some)
 
 
 def _pooling(pooling: str) -> CellPooling:

@@ -1,30 +1,26 @@
-"""From a stream of sequences to a stream of results: cut, plan, pack, run, put back in order.
+"""From sequences to results: cut, plan, pack, run, put back in order.
 
 A *piece* is what goes through the network at once: a whole sequence, or one window of a long one.
-Results come in input order, one window of look-ahead at a time, so memory does not grow with the input.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ribozyme.engine.parts import Budget, in_batches
 from ribozyme.errors import ConfigError, InputError
-from ribozyme.packing import Packed, plan
+from ribozyme.packing import Packed
 from ribozyme.report import Report
 
 Array = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Overlong = Literal["error", "truncate", "window"]
 OVERLONG: tuple[Overlong, ...] = ("error", "truncate", "window")
-LOOK_AHEAD = 64
-"""Batches whose inputs are sorted together: enough that a batch has sequences of like length."""
-
-T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -85,45 +81,33 @@ class Cutter:
         return [Piece(ids[s : s + self.longest], s) for s in starts]
 
 
-def windows(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Cut a stream into lists whose sizes add up to about `limit`."""
-    held: list[T] = []
-    total = 0
-    for item in items:
-        held.append(item)
-        total += size(item)
-        if total >= limit:
-            yield held
-            held, total = [], 0
-    if held:
-        yield held
-
-
 @torch.inference_mode()
 def run(
     pieces: Sequence[Piece],
     tokenizer: Tokenizer,
     device: torch.device,
-    budget: int,
+    budget: Budget,
     compute: Callable[[Packed, tuple[int, ...]], Sequence[Tensor]],
 ) -> list[Array]:
     """`compute` on packed batches of `pieces`: one array a piece, in their order; equal pieces are run once.
 
     compute : takes a batch (with special tokens) and the letters of each sequence; one tensor a sequence
     """
-    first: dict[bytes, int] = {}
-    same_as = [first.setdefault(piece.ids.tobytes(), k) for k, piece in enumerate(pieces)]
-    distinct = sorted(first.values())
+    place: dict[bytes, int] = {}
+    places = [place.setdefault(piece.ids.tobytes(), len(place)) for piece in pieces]
+    distinct = [np.frombuffer(key, np.int64) for key in place]
     prefix, suffix = np.array(tokenizer.prefix, np.int64), np.array(tokenizer.suffix, np.int64)
-    around = len(prefix) + len(suffix)
+
+    def batch(group: list[int]) -> list[Array]:
+        packed = Packed.of([np.concatenate([prefix, distinct[g], suffix]) for g in group]).to(device)
+        outputs = compute(packed, tuple(len(distinct[g]) for g in group))
+        return [output.float().cpu().numpy() for output in outputs]
+
     results: dict[int, Array] = {}
-    for group in plan([len(pieces[k].ids) + around for k in distinct], budget):
-        chosen = [distinct[g] for g in group]
-        batch = Packed.of([np.concatenate([prefix, pieces[k].ids, suffix]) for k in chosen]).to(device)
-        outputs = compute(batch, tuple(len(pieces[k].ids) for k in chosen))
-        for k, output in zip(chosen, outputs):
-            results[k] = output.float().cpu().numpy()
-    return [results[k] for k in same_as]
+    around = len(prefix) + len(suffix)
+    for group, arrays in in_batches([len(ids) + around for ids in distinct], budget, batch):
+        results.update(zip(group, arrays))
+    return [results[k] for k in places]
 
 
 def letter_rows(rows: Tensor, batch: Packed, tokenizer: Tokenizer) -> Tensor:

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.embed import (
-    LOOK_AHEAD,
+    OVERLONG,
     Array,
     Cutter,
     Ids,
@@ -22,16 +24,40 @@ from ribozyme.engine.embed import (
     letter_rows,
     run,
     stitch,
-    windows,
 )
 from ribozyme.engine.family import depth, formats_of
+from ribozyme.engine.parts import PART, Budget, OnError, Part, Prepared, check_on_error, prefetch
 from ribozyme.errors import ConfigError, InputError
-from ribozyme.io.sequences import Record, read_sequences
+from ribozyme.io.sequences import Record, read_or_reject, read_sequences
 from ribozyme.packing import POOLINGS, Packed, Pooling, pool
 from ribozyme.registry import Model
-from ribozyme.report import Report
+from ribozyme.report import Rejected, Report
 
 Compute = Callable[[Packed, tuple[int, ...]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How sequences become embeddings: the arguments of `embed`, each checked and decided."""
+
+    pooling: Pooling
+    layer: int
+    overlong: Overlong
+    batch_tokens: int
+    strict: bool
+    sequence_column: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the network.
+
+    single : of inputs that fit its window; windowed : of the windows of others, joined by `whole`
+    """
+
+    single: Compute
+    windowed: Compute
+    whole: Callable[[Sequence[Piece], Sequence[Array]], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,7 @@ class SequenceModel:
         overlong: Overlong = "error",
         batch_tokens: int | None = None,
         strict: bool = False,
+        sequence_column: str | None = None,
     ) -> Any:
         """Embeddings of sequences.
 
@@ -90,6 +117,7 @@ class SequenceModel:
         overlong : for inputs beyond the model's window: `error`, `truncate` or `window`
         batch_tokens : tokens of a batch; by default what suits the device
         strict : unknown letters and truncation are errors instead of one warning with counts
+        sequence_column : of a table, the column with sequences; by default `sequence`
 
         Returns
         -------
@@ -99,51 +127,92 @@ class SequenceModel:
         ------
         InputError : no input, an empty sequence, a character that is no letter, or more than the window.
         """
-        rows = [
-            row
-            for _, row in self.stream(
-                sequences,
-                pooling=pooling,
-                layer=layer,
-                overlong=overlong,
-                batch_tokens=batch_tokens,
-                strict=strict,
-            )
-        ]
+        stream = self.stream(
+            sequences,
+            pooling=pooling,
+            layer=layer,
+            overlong=overlong,
+            batch_tokens=batch_tokens,
+            strict=strict,
+            sequence_column=sequence_column,
+        )
+        rows = [row for _, row in stream]
         return rows if pooling == "none" else np.stack(rows)
 
-    def stream(
+    def stream(self, sequences: Any, **settings: Any) -> Iterator[tuple[str, Array]]:
+        """As `embed`, one (name, array) at a time, in flat memory."""
+        report = Report()
+        for part in self.parts(sequences, **settings):
+            yield from zip(part.names, part.rows)
+            report.merge(part.report)
+        report.finish()
+
+    def parts(
+        self, sequences: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
+    ) -> Iterator[Part]:
+        """As `embed`, one `Part` at a time; the next one is prepared while one is computed.
+
+        Parameters
+        ----------
+        start : the place of the first input wanted; a place where some part ends, so that the parts from
+            there on are the same as they are from the beginning
+        on_error : `fail`, or `skip`, which puts bad inputs into `Part.rejected` with the reason
+        settings : those of `embed`
+        """
+        how = self.settings(**settings)
+        budget = Budget(how.batch_tokens)
+        with closing(prefetch(self.prepare(sequences, how, start=start, on_error=on_error))) as ready:
+            for prepared in ready:
+                yield self.compute(prepared, how, budget)
+
+    def settings(
         self,
-        sequences: Any,
         *,
         pooling: str = "mean",
         layer: int = -1,
         overlong: Overlong = "error",
         batch_tokens: int | None = None,
         strict: bool = False,
-    ) -> Iterator[tuple[str, Array]]:
-        """As `embed`, one (name, array) at a time, in flat memory."""
-        how = self._pooling(pooling)
+        sequence_column: str | None = None,
+    ) -> Settings:
+        """The arguments of `embed`, checked, with what is decided by the model and the device."""
+        if overlong not in OVERLONG:
+            raise ConfigError(f"overlong {overlong!r} does not exist", hint=f"one of {', '.join(OVERLONG)}")
+        budget = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
+        if budget < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
         layer = depth(layer, self.config.layers)
+        return Settings(self._pooling(pooling), layer, overlong, budget, strict, sequence_column)
 
-        def pooled(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = self.module.encode(batch, layer=layer)
-            if how == "first":
-                return list(rows[batch.cu_seqlens[:-1].long()].float())
-            return list(pool(letter_rows(rows, batch, self.tokenizer), letters, how))
+    def prepare(
+        self, sequences: Any, how: Settings, *, start: int = 0, on_error: OnError = "fail"
+    ) -> Iterator[Prepared]:
+        """Inputs of one part after the other, read and cut; the network is not needed for it.
 
-        def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = self.module.encode(batch, layer=layer)
-            return list(letter_rows(rows, batch, self.tokenizer).split(letters))
+        What can be read twice is looked at as a whole first: bad inputs are errors before long work starts.
+        """
+        check_on_error(on_error)
+        skip, cutter = on_error == "skip", self._cutter(how.overlong)
+        once = isinstance(sequences, Iterator) or (isinstance(sequences, str) and sequences == "-")
+        if not (skip or once or start):
+            check = Report(how.strict)
+            for one in read_sequences(sequences, sequence_column=how.sequence_column):
+                cutter.cut(one.name, self._encode(one, check), check)
+        read = read_or_reject if skip else read_sequences
+        records = read(sequences, sequence_column=how.sequence_column)
+        part, size = Prepared(start, start, report=Report(how.strict)), 0
+        for record in islice(records, start, None):
+            size += self._add(part, record, cutter, skip)
+            if size >= PART * how.batch_tokens:
+                yield part
+                part, size = Prepared(part.end, part.end, report=Report(how.strict)), 0
+        if part.end > part.start:
+            yield part
 
-        whole: Callable[[Sequence[Piece], Sequence[Array]], Array]
-        if how == "none":
-            single, windowed, whole = each, each, stitch
-        elif how == "first":
-            single, windowed, whole = pooled, pooled, self._first_of_windows
-        else:
-            single, windowed, whole = pooled, each, _pool_windows(how)
-        yield from self._results(sequences, single, windowed, whole, overlong, batch_tokens, strict)
+    def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
+        """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
+        rows = self._answers(prepared, self._embedding(how.pooling, how.layer), budget)
+        return Part(prepared.start, prepared.end, prepared.names, rows, prepared.rejected, prepared.report)
 
     def logits(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> list[Array]:
         """Scores of every letter of the vocabulary at every letter of each sequence.
@@ -158,7 +227,7 @@ class SequenceModel:
         """
         self._need_head()
         each = self._per_letter(lambda rows: self.module.logits(rows))
-        return [a for _, a in self._results(sequences, each, each, stitch, overlong, None, strict)]
+        return list(self._results(sequences, Question(each, each, stitch), overlong, strict))
 
     def score(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> Array:
         """Mean log-likelihood of the letters of each sequence under the model.
@@ -172,15 +241,14 @@ class SequenceModel:
         """
         self._need_head()
         if self.config.causal:
-            sums = self._results(sequences, self._next, self._next, _summed, overlong, None, strict)
-            totals = [total / terms if terms else np.nan for _, (total, terms) in sums]
+            asked = Question(self._next, self._next, _summed)
+            sums = self._results(sequences, asked, overlong, strict)
+            totals = [total / terms if terms else np.nan for total, terms in sums]
             return np.array(totals, np.float32)
-        report = Report(strict)
         scores = [
             sum(map(self._masked_score, pieces)) / sum(len(piece.ids) for piece in pieces)
-            for _, pieces in self._pieces(sequences, overlong, report)
+            for pieces in self._pieces(sequences, overlong, strict)
         ]
-        report.finish()
         return np.array(scores, np.float32)
 
     def fill(self, sequences: Any, *, top: int = 5, strict: bool = False) -> list[list[Filled]]:
@@ -202,14 +270,12 @@ class SequenceModel:
         letters = self.tokenizer.letters
         # codons with N were never trained: their rows are noise in the folders that have them
         real = np.array([k for k, x in enumerate(letters) if x[:1] != "<" and not (len(x) == 3 and "N" in x)])
-        report = Report(strict)
         filled: list[list[Filled]] = []
         to_logits = self._per_letter(lambda rows: self.module.logits(rows).float().softmax(-1))
-        for _, pieces in self._pieces(sequences, "error", report):
-            [probabilities] = self._run(pieces, to_logits)
+        for pieces in self._pieces(sequences, "error", strict):
+            [probabilities] = self._run(pieces, to_logits, self._default_budget)
             masked = np.flatnonzero(pieces[0].ids == self.tokenizer.mask_id)
             filled.append([_ranked(int(p), probabilities[p], letters, real, top) for p in masked])
-        report.finish()
         return filled
 
     def untrained(self, seed: int = 0) -> "SequenceModel":
@@ -240,17 +306,55 @@ class SequenceModel:
 
         return compute
 
-    def _pieces(
-        self, sequences: Any, overlong: Overlong, report: Report
-    ) -> Iterator[tuple[str, list[Piece]]]:
+    def _embedding(self, pooling: Pooling, layer: int) -> Question:
+        def pooled(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = self.module.encode(batch, layer=layer)
+            if pooling == "first":
+                return list(rows[batch.cu_seqlens[:-1].long()].float())
+            return list(pool(letter_rows(rows, batch, self.tokenizer), letters, pooling))
+
+        def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+            rows = self.module.encode(batch, layer=layer)
+            return list(letter_rows(rows, batch, self.tokenizer).split(letters))
+
+        if pooling == "none":
+            return Question(each, each, stitch)
+        if pooling == "first":
+            return Question(pooled, pooled, self._first_of_windows)
+        return Question(pooled, each, _pool_windows(pooling))
+
+    def _cutter(self, overlong: Overlong) -> Cutter:
         longest = self.config.max_letters
-        cutter = Cutter(longest, overlong, overlap=0 if longest is None else longest // 4)
-        if not isinstance(sequences, Iterator) and not (isinstance(sequences, str) and sequences == "-"):
-            check = Report(report.strict)  # the whole input is looked at once before any long work starts
-            for record in read_sequences(sequences):
-                cutter.cut(record.name, self._encode(record, check), check)
-        for record in read_sequences(sequences):
-            yield record.name, cutter.cut(record.name, self._encode(record, report), report)
+        return Cutter(longest, overlong, overlap=0 if longest is None else longest // 4)
+
+    def _add(self, part: Prepared, record: Record | Rejected, cutter: Cutter, skip: bool) -> int:
+        """One more input into a part; returns its letters."""
+        position, part.end = part.end, part.end + 1
+        if isinstance(record, Rejected):
+            part.rejected.append(record)
+            return 1
+        try:
+            pieces = cutter.cut(record.name, self._encode(record, part.report), part.report)
+        except InputError as error:
+            if not skip:
+                raise
+            part.rejected.append(Rejected(position, record.name, error.message))
+            return 1
+        part.names.append(record.name)
+        part.inputs.append(pieces)
+        return sum(len(piece.ids) for piece in pieces)
+
+    def _pieces(self, sequences: Any, overlong: Overlong, strict: bool) -> Iterator[list[Piece]]:
+        """Every input, cut."""
+        report = Report()
+        for prepared in self.prepare(sequences, self.settings(overlong=overlong, strict=strict)):
+            yield from prepared.inputs
+            report.merge(prepared.report)
+        report.finish()
+
+    @property
+    def _default_budget(self) -> Budget:
+        return Budget(default_batch_tokens(self.device))
 
     def _encode(self, record: Record, report: Report) -> Ids:
         try:
@@ -262,35 +366,35 @@ class SequenceModel:
         report.add("letters that the model does not know, read as unknown", record.name, unknown)
         return ids
 
-    def _run(self, pieces: Sequence[Piece], compute: Compute, budget: int | None = None) -> list[Array]:
-        return run(pieces, self.tokenizer, self.device, budget or default_batch_tokens(self.device), compute)
-
     def _results(
-        self,
-        sequences: Any,
-        single: Compute,
-        windowed: Compute,
-        whole: Callable[[Sequence[Piece], Sequence[Array]], Array],
-        overlong: Overlong,
-        batch_tokens: int | None,
-        strict: bool,
-    ) -> Iterator[tuple[str, Array]]:
-        """`single` on inputs that fit the window; `windowed` on the windows of others, joined by `whole`."""
-        budget = batch_tokens or default_batch_tokens(self.device)
-        if budget < 1:
-            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
-        report = Report(strict)
-        ahead = LOOK_AHEAD * budget
-        named = self._pieces(sequences, overlong, report)
-        for group in windows(named, lambda item: sum(len(p.ids) for p in item[1]), ahead):
-            fits = [pieces[0] for _, pieces in group if len(pieces) == 1]
-            ready = iter(self._run(fits, single, budget))
-            for name, pieces in group:
-                if len(pieces) == 1:
-                    yield name, next(ready)
-                else:
-                    yield name, whole(pieces, self._run(pieces, windowed, budget))
+        self, sequences: Any, question: Question, overlong: Overlong, strict: bool
+    ) -> Iterator[Array]:
+        """The answer for every input, in order."""
+        how = self.settings(overlong=overlong, strict=strict)
+        budget, report = Budget(how.batch_tokens), Report()
+        with closing(prefetch(self.prepare(sequences, how))) as ready:
+            for prepared in ready:
+                yield from self._answers(prepared, question, budget)
+                report.merge(prepared.report)
         report.finish()
+
+    def _answers(self, prepared: Prepared, question: Question, budget: Budget) -> list[Array]:
+        """One answer an input of a part."""
+        before = budget.halved
+        fits = [pieces[0] for pieces in prepared.inputs if len(pieces) == 1]
+        ready = iter(self._run(fits, question.single, budget))
+        answers = [
+            next(ready)
+            if len(pieces) == 1
+            else question.whole(pieces, self._run(pieces, question.windowed, budget))
+            for pieces in prepared.inputs
+        ]
+        if budget.halved > before:
+            budget.note(prepared.report, before)
+        return answers
+
+    def _run(self, pieces: Sequence[Piece], compute: Compute, budget: Budget) -> list[Array]:
+        return run(pieces, self.tokenizer, self.device, budget, compute)
 
     def _first_of_windows(self, pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
         """`<cls>` sees only its own window, so windows are averaged; the first letter is in the first one."""
@@ -306,7 +410,7 @@ class SequenceModel:
         """The log-likelihood of every letter, each masked in turn, added up."""
         length = len(piece.ids)
         assert self.tokenizer.mask_id is not None  # a masked model has one
-        per_group = max(1, LOOK_AHEAD * default_batch_tokens(self.device) // length)
+        per_group = max(1, PART * default_batch_tokens(self.device) // length)
         total = 0.0
         for start in range(0, length, per_group):
             places = np.arange(start, min(start + per_group, length))
@@ -326,7 +430,7 @@ class SequenceModel:
             logs = self.module.logits(chosen).float().log_softmax(-1)
             return list(logs)
 
-        logs = self._run([Piece(ids) for ids in masked], compute)
+        logs = self._run([Piece(ids) for ids in masked], compute, self._default_budget)
         return float(sum(row[true[p]] for row, p in zip(logs, places)))
 
 

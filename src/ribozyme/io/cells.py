@@ -43,12 +43,15 @@ class Cells:
     def __len__(self) -> int:
         return len(self.names)
 
-    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """(first row, CSR of at most `size` rows), one after the other; all structures are checked."""
+    def chunks(self, size: int = CHUNK, start: int = 0) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """(first row, CSR of at most `size` rows), one after the other; all structures are checked.
+
+        Chunks begin at multiples of the size; the first one is that which holds the row `start`.
+        """
         size = max(1, min(size, CHUNK_VALUES // max(1, len(self.var))))
-        for start in range(0, len(self), size):
-            part = self.rows(start, min(start + size, len(self)))
-            yield start, _checked_csr(part, len(self.var), self.where)
+        for first in range(start // size * size, len(self), size):
+            part = self.rows(first, min(first + size, len(self)))
+            yield first, _checked_csr(part, len(self.var), self.where)
 
 
 @contextmanager

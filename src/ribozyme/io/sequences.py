@@ -24,6 +24,7 @@ import pyarrow.parquet
 from ribozyme.errors import InputError
 from ribozyme.io import streams
 from ribozyme.io.streams import COMPRESSED, Guarded, open_guarded
+from ribozyme.report import Rejected
 
 MAX_LETTERS = streams.LONGEST
 """Longest sequence that is read."""
@@ -68,13 +69,27 @@ def read_sequences(
     ------
     InputError : names the file, the record and the place of what cannot be read.
     """
+    return _checked(*_opened(source, sequence_column, id_column))
+
+
+def read_or_reject(
+    source: Any, *, sequence_column: str | None = None, id_column: str | None = None
+) -> Iterator[Record | Rejected]:
+    """As `read_sequences`; what is no sequence comes as `Rejected` in its place, with the reason.
+
+    A file that cannot be read on is an error here too.
+    """
+    return _checked(*_opened(source, sequence_column, id_column), skip=True)
+
+
+def _opened(source: Any, sequence_column: str | None, id_column: str | None) -> "Source":
     if isinstance(source, (str, os.PathLike)):
-        return _checked(*_from_path(source, sequence_column, id_column))
+        return _from_path(source, sequence_column, id_column)
     if hasattr(source, "columns") and hasattr(source, "__getitem__"):
-        return _checked("DataFrame", _from_frame(source, sequence_column, id_column), "row")
+        return "DataFrame", _from_frame(source, sequence_column, id_column), "row"
     if sequence_column is not None or id_column is not None:
         raise InputError(f"a column was named, but the input is of type {type(source).__name__}, not a table")
-    return _checked(type(source).__name__, _from_objects(source), "item")
+    return type(source).__name__, _from_objects(source), "item"
 
 
 # What every source gives: where it is (for messages), pairs of name and sequence, what a row is called.
@@ -82,14 +97,21 @@ Pairs = Iterable[tuple[Any, Any]]
 Source = tuple[str, Pairs, str]
 
 
-def _checked(where: str, pairs: Pairs, row: str) -> Iterator[Record]:
+def _checked(where: str, pairs: Pairs, row: str, skip: bool = False) -> Iterator[Any]:
     """Records from pairs, each looked at; counts and places in messages start at 1, as people count."""
     number = 0
     try:
         for number, (name, sequence) in enumerate(pairs, start=1):
             called = str(number - 1) if _is_missing(name) or name == "" else str(name)
             place = f"{where}, {row} {number:,}"
-            yield Record(called, _sequence(called, sequence, place))
+            try:
+                record = Record(called, _sequence(called, sequence, place))
+            except InputError as error:
+                if not skip:
+                    raise
+                yield Rejected(number - 1, called, error.message)
+            else:
+                yield record
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(

@@ -74,10 +74,16 @@ class Writer:
         if self._size >= CHUNK:
             self._flush()
 
+    def extend(self, names: list[str], rows: Array, lengths: list[int]) -> None:
+        """Add many records at once: their rows end to end, and how many each has (1 unless ragged)."""
+        self._flush()
+        self._append(names, rows, lengths)
+
     def finish(self) -> None:
         """Write what is still held, and the end of the file."""
         self._flush()
-        assert self._format is not None
+        if self._format is None:
+            self._format = self._kind(self._path, 0, self._ragged)
         self._format.finish()
 
     def close(self) -> None:
@@ -86,12 +92,14 @@ class Writer:
             self._format.close()
 
     def _flush(self) -> None:
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 0), np.float32)
+        if self._names:
+            self._append(self._names, np.concatenate(self._rows), [len(one) for one in self._rows])
+        self._names, self._rows, self._size = [], [], 0
+
+    def _append(self, names: list[str], rows: Array, lengths: list[int]) -> None:
         if self._format is None:
             self._format = self._kind(self._path, rows.shape[1], self._ragged)
-        if self._names:
-            self._format.append(self._names, rows, [len(one) for one in self._rows])
-        self._names, self._rows, self._size = [], [], 0
+        self._format.append(names, rows, lengths)
 
 
 @contextmanager
@@ -165,6 +173,17 @@ class Parquet:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def read_parquet(source: Any) -> tuple[list[str], Array, list[int]]:
+    """What `Parquet` wrote: names, rows end to end, and how many each record has."""
+    table = pa.parquet.read_table(source, page_checksum_verification=True, use_threads=False)
+    names, embedding = table["id"].to_pylist(), table["embedding"].combine_chunks()
+    lengths = [1] * len(names)
+    if pa.types.is_list(embedding.type):
+        lengths, embedding = embedding.value_lengths().to_pylist(), embedding.flatten()
+    dim = embedding.type.list_size
+    return names, embedding.flatten().to_numpy().reshape(-1, dim), lengths
 
 
 class Npz:
