@@ -1,24 +1,33 @@
-"""What sits on a network when it is fine-tuned: rows to one vector an input, one vector to outputs.
+"""What sits on a network when it is fine-tuned: rows to features, features to outputs.
 
-T tokens of all inputs end to end, n inputs, d width of the network, k outputs.
+T tokens of all inputs end to end, L letters of them (tokens without the special ones), n inputs, d width of
+the network, k outputs. A head reads one vector an input, (n, width), or the rows of the letters, (L, d), with
+the number of letters of each input: of those `textcnn` and `attention` make one vector an input, and `linear`
+and `mlp` say something of each letter.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribozyme.errors import ConfigError
 from ribozyme.packing import POOLINGS, Packed, pool
 
-HEADS = ("linear", "mlp")
+HEADS = ("linear", "mlp", "textcnn", "attention")
+ROW_HEADS = ("textcnn", "attention")
+KERNELS = (3, 5, 7)
+CHANNELS = 64
+ATTENTIONS = 4
 
 
 class Pooler(nn.Module):
     """(T, d) rows to one vector an input, without its special tokens.
 
     pooling : `mean`, `max`, `first`, `last` over the letters (genes); `cls`, the row of the first special
-        token; or several joined by `+`, such as `mean+last`
+        token; or several joined by `+`, such as `mean+last`; or `none`, the rows of the letters as they are
     dim : d
     before, after : special tokens in front of and behind an input
     """
@@ -29,21 +38,29 @@ class Pooler(nn.Module):
         self.before, self.after = before, after
         self.width = dim * len(self.parts)
         known = {*POOLINGS, "cls"} - {"none"} if before else {*POOLINGS} - {"none"}
-        if wrong := [part for part in self.parts if part not in known]:
+        if pooling != "none" and (wrong := [part for part in self.parts if part not in known]):
             raise ConfigError(
                 f"pooling {wrong[0]!r} does not exist for this model",
                 hint=f"{', '.join(sorted(known))}, or several joined by +",
             )
 
-    def forward(self, rows: Tensor, batch: Packed) -> Tensor:  # (T, d) -> (n, width)
+    def forward(self, rows: Tensor, batch: Packed) -> Tensor:  # (T, d) -> (n, width), or (L, d)
         letters = [length - self.before - self.after for length in batch.lengths]
         inner = torch.cat([one[self.before : len(one) - self.after] for one in batch.split(rows)])
+        if self.parts == ("none",):
+            return inner.float()
         first = rows[batch.cu_seqlens[:-1].long()].float() if "cls" in self.parts else rows
         return torch.cat([first if how == "cls" else pool(inner, letters, how) for how in self.parts], dim=1)  # type: ignore[arg-type]  # checked above
 
+    def counts(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Rows that each input of so many tokens becomes."""
+        if self.parts == ("none",):
+            return tuple(length - self.before - self.after for length in lengths)
+        return (1,) * len(lengths)
+
 
 class Network(nn.Module):
-    """A trained network with a fresh head: (T tokens) to (n, k)."""
+    """A trained network with a fresh head: (T tokens) to (n, k), or of a head for letters to (L, k)."""
 
     def __init__(self, backbone: nn.Module, pooler: Pooler, head: nn.Module) -> None:
         super().__init__()
@@ -51,11 +68,15 @@ class Network(nn.Module):
         self.trained_layers: int | None = 0
 
     def pooled(self, batch: Packed) -> Tensor:
-        """(n, width) vectors that the head reads."""
+        """(n, width) vectors, or (L, d) rows, that the head reads; `pooler.counts` says how many an input."""
         return self.pooler(self.backbone.encode(batch), batch)  # type: ignore[operator]
 
+    def read(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """What the head says of the rows of inputs that have so many each."""
+        return self.head(rows, counts) if isinstance(self.head, RowHead) else self.head(rows)
+
     def forward(self, batch: Packed) -> Tensor:
-        return self.head(self.pooled(batch))
+        return self.read(self.pooled(batch), self.pooler.counts(batch.lengths))
 
     def train_layers(self, count: int | None) -> None:
         """Let gradients into the head and the last `count` layers with the final norm (None: everything).
@@ -90,20 +111,95 @@ class Network(nn.Module):
         return self
 
 
+class RowHead(nn.Module):
+    """A head that makes one vector of the rows of each input, and outputs of that."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, outputs)
+
+    def vectors(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """(L, d) to (n, width)."""
+        raise NotImplementedError
+
+    def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        return self.out(self.dropout(self.vectors(rows, counts)))
+
+
+class TextCNN(RowHead):
+    """Convolutions of several widths over the letters, the largest answer of each (Kim 2014)."""
+
+    def __init__(self, dim: int, outputs: int, channels: int = CHANNELS, dropout: float = 0.0) -> None:
+        super().__init__(channels * len(KERNELS), outputs, dropout)
+        self.convolutions = nn.ModuleList(nn.Conv1d(dim, channels, kernel) for kernel in KERNELS)
+
+    def vectors(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        spread, place = apart(rows, counts, max(KERNELS) // 2)
+        sizes = torch.tensor(counts, device=rows.device)
+        found = []
+        for kernel, convolution in zip(KERNELS, self.convolutions):
+            answers = F.relu(convolution(spread.T[None]))[0].T
+            inner = answers[place - kernel // 2]  # centred on each letter, zeros beyond the ends
+            found.append(torch.segment_reduce(inner, "max", lengths=sizes))
+        return torch.cat(found, dim=1)
+
+
+class AttentionPooling(RowHead):
+    """Means of the letters, weighted by what they are: softmax(W2 tanh(W1 x)) (arXiv:1703.03130)."""
+
+    def __init__(self, dim: int, outputs: int, hidden: int = CHANNELS, dropout: float = 0.0) -> None:
+        super().__init__(dim * ATTENTIONS, outputs, dropout)
+        self.hidden, self.score = nn.Linear(dim, hidden), nn.Linear(hidden, ATTENTIONS)
+
+    def vectors(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        sizes = torch.tensor(counts, device=rows.device)
+        owner = torch.arange(len(counts), device=rows.device).repeat_interleave(sizes, output_size=len(rows))
+        scores = self.score(torch.tanh(self.hidden(rows)))  # (L, a)
+        highest = torch.segment_reduce(scores.detach(), "max", lengths=sizes)
+        weights = (scores - highest[owner]).exp()
+        total = torch.segment_reduce(weights, "sum", lengths=sizes)
+        mixed = (weights / total[owner])[:, :, None] * rows[:, None, :]
+        return torch.segment_reduce(mixed.flatten(1), "sum", lengths=sizes)
+
+
+def apart(rows: Tensor, counts: Sequence[int], gap: int) -> tuple[Tensor, Tensor]:
+    """Rows with `gap` zero rows around those of each input, and the place of each row among them."""
+    sizes = torch.tensor(counts, device=rows.device)
+    owner = torch.arange(len(counts), device=rows.device).repeat_interleave(sizes, output_size=len(rows))
+    place = torch.arange(len(rows), device=rows.device) + gap * (owner + 1)
+    spread = rows.new_zeros(len(rows) + gap * (len(counts) + 1), rows.shape[1])
+    return spread.index_copy(0, place, rows), place
+
+
 def make_head(
     kind: str, width: int, outputs: int, *, hidden: int | None, dropout: float, generator: torch.Generator
-) -> nn.Sequential:
-    """`linear`: dropout, W x + b; `mlp`: dropout, W1 x + b1, GELU, dropout, W2 x + b2."""
+) -> nn.Module:
+    """A head with its first weights, of which `hidden` is the inner width.
+
+    `linear`: dropout, W x + b; `mlp`: dropout, W1 x + b1, GELU, dropout, W2 x + b2; `textcnn`; `attention`.
+    """
     if kind not in HEADS:
         raise ConfigError(f"head {kind!r} does not exist", hint=f"one of {', '.join(HEADS)}")
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout {dropout} must be from 0 to below 1")
+    if kind == "textcnn":
+        return drawn(TextCNN(width, outputs, hidden or CHANNELS, dropout), generator)
+    if kind == "attention":
+        return drawn(AttentionPooling(width, outputs, hidden or CHANNELS, dropout), generator)
     sizes = [width, outputs] if kind == "linear" else [width, hidden or width, outputs]
     layers: list[nn.Module] = []
     for rows_in, rows_out in pairwise(sizes):
         linear = nn.utils.skip_init(nn.Linear, rows_in, rows_out)
-        bound = rows_in**-0.5  # what nn.Linear draws from, here from a generator of our own
-        for tensor in linear.parameters():
-            nn.init.uniform_(tensor, -bound, bound, generator=generator)
         layers += [nn.Dropout(dropout), linear, nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+    return drawn(nn.Sequential(*layers[:-1]), generator)
+
+
+def drawn(head: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The head with weights as torch draws them first, here from a generator of our own."""
+    for part in head.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d):
+            bound = part.weight[0].numel() ** -0.5
+            for tensor in part.parameters():
+                nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    return head

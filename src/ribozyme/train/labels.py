@@ -1,5 +1,6 @@
 """Labels as people have them (lists, arrays, Series, tensors, strings) into numbers that a head can learn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,110 +8,284 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ribozyme.errors import ConfigError, InputError
 
-Task = Literal["regression", "classification"]
-TASKS: tuple[Task, ...] = ("regression", "classification")
+Task = Literal["regression", "classification", "multilabel"]
+Level = Literal["input", "token"]
+TASKS: tuple[Task, ...] = ("regression", "classification", "multilabel")
+LEVELS: tuple[Level, ...] = ("input", "token")
 Class = str | int
 Values = npt.NDArray[Any]
+UNLABELLED = -100  # the class of a letter without a label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """What the outputs of a head mean.
 
-    classes : of a classification, the class of each output; else empty
+    level : what has a label: each input, or each of its letters (`token`)
+    classes : of a classification, the class of each output; else empty, but for names of columns
     mean, scale : of a regression, in the units of the labels: the head learns (y - mean) / scale
-    flat : labels were one number an input, so predictions are too
+    weights : of a classification, how much each class counts; of several labels, how much a 1 counts
+    flat : labels were one number an input (a letter), so predictions are too
+    text : labels of letters were strings, one character a letter, so predictions are too
     """
 
     task: Task
     outputs: int
+    level: Level = "input"
     classes: tuple[Class, ...] = ()
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
     flat: bool = True
+    text: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ConfigError(f"task {self.task!r} does not exist", hint=f"one of {', '.join(TASKS)}")
+        if self.level not in LEVELS or (self.level == "token" and self.task == "multilabel"):
+            raise ConfigError(f"a {self.task} of each {self.level!r} does not exist")
         if self.outputs < 1:
             raise ConfigError(f"a head has at least one output, not {self.outputs}")
-        sizes = {len(self.classes)} if self.task == "classification" else {len(self.mean), len(self.scale)}
-        if sizes != {self.outputs}:
+        sizes = {len(self.mean), len(self.scale)} if self.task == "regression" else {len(self.classes)}
+        if sizes != {self.outputs} or len(self.weights) not in (0, self.outputs):
             raise ConfigError(f"{self.outputs} outputs do not fit what is said of them")
 
     @classmethod
-    def blank(cls, task: Task, outputs: int) -> "Labels":
+    def blank(cls, task: Task, outputs: int, level: Level = "input") -> "Labels":
         """Before any label was seen: classes 0, 1, ..., or numbers as they are."""
-        if task == "classification":
-            return cls(task=task, outputs=outputs, classes=tuple(range(outputs)))
-        return cls(task=task, outputs=outputs, mean=(0.0,) * outputs, scale=(1.0,) * outputs)
+        if task == "regression":
+            mean, scale = (0.0,) * outputs, (1.0,) * outputs
+            return cls(task=task, outputs=outputs, level=level, mean=mean, scale=scale)
+        return cls(task=task, outputs=outputs, level=level, classes=tuple(range(outputs)))
 
     @classmethod
-    def seen(cls, task: Task, labels: Any, count: int, outputs: int | None = None) -> "Labels":
+    def seen(
+        cls,
+        task: Task,
+        labels: Any,
+        count: int,
+        outputs: int | None = None,
+        level: Level = "input",
+        class_weight: Any = None,
+    ) -> "Labels":
         """From the labels of `count` training inputs; `outputs`, if given, must fit them.
+
+        class_weight : `balanced`, so that all classes count alike in sum, or a weight by class
 
         Raises
         ------
         InputError : another number of labels, a missing or infinite one, text where numbers are needed ...
         """
+        if task not in TASKS:
+            raise ConfigError(f"task {task!r} does not exist", hint=f"one of {', '.join(TASKS)}")
         if task == "regression":
-            numbers = _numbers(labels, count)
-            if outputs not in (None, numbers.shape[1]):
-                raise InputError(
-                    f"labels have {numbers.shape[1]} columns, but the head has {outputs} outputs"
-                )
-            deviation = numbers.std(0)
-            return cls(
-                task=task,
-                outputs=numbers.shape[1],
-                mean=tuple(numbers.mean(0).tolist()),
-                scale=tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
-                flat=_array(labels).ndim == 1,
-            )
-        names = _classes(labels, count)
-        classes: list[Class] = sorted(set(names), key=lambda name: (isinstance(name, str), name))
-        if outputs is not None and all(isinstance(c, int) and 0 <= c < outputs for c in classes):
-            classes = list(range(outputs))
-        elif outputs not in (None, len(classes)):
-            some = ", ".join(map(str, classes[:5]))
-            raise InputError(
-                f"labels have {len(classes)} classes ({some}), but the head has {outputs} outputs",
-                hint="give as many outputs as classes, or classes 0, 1, ... below the number of outputs",
-            )
-        return cls(task=task, outputs=len(classes), classes=tuple(classes))
+            return _seen_numbers(labels, count, outputs, level)
+        if task == "multilabel":
+            return _seen_columns(labels, count, outputs, class_weight)
+        names = [name for name in _named(labels, count, level) if name is not None]
+        classes = _placed(names, outputs)
+        return cls(
+            task=task,
+            outputs=len(classes),
+            level=level,
+            classes=classes,
+            weights=_weights(class_weight, classes, names),
+            text=level == "token" and all(isinstance(one, str) for one in labels),
+        )
 
-    def encode(self, labels: Any, count: int) -> Tensor:
-        """What the loss compares with: (n, k) float32 in the units of the labels, or (n,) int64 classes."""
-        if self.task == "regression":
-            numbers = _numbers(labels, count)
-            if numbers.shape[1] != self.outputs:
-                raise InputError(
-                    f"labels have {numbers.shape[1]} columns; the head has {self.outputs} outputs"
-                )
-            return torch.from_numpy(numbers).float()
-        place = {name: k for k, name in enumerate(self.classes)}
-        names = _classes(labels, count)
+    def encode(self, labels: Any, count: int, letters: Sequence[int] | None = None) -> Any:
+        """What the loss compares with, in the order of the inputs.
+
+        letters : how many each input has, which labels of letters must fit
+
+        Returns
+        -------
+        (n, k) float32, numbers in the units of the labels, or 0 and 1 of several labels; (n,) int64 classes;
+        of letters a list of such, where a missing number is NaN and a missing class `UNLABELLED`.
+        """
+        if self.level == "token":
+            rows = self._encode_letters(labels, count)
+            _check_letters(rows, letters)
+            return rows
+        if self.task == "classification":
+            return torch.tensor(self._place(_named(labels, count, "input")))
+        numbers = _numbers(labels, count) if self.task == "regression" else _indicators(labels, count)
+        self._check_columns(numbers)
+        return torch.from_numpy(numbers).float()
+
+    def losses(self, outputs: Tensor, targets: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """(n,) the loss of each input: squared error in units of the scale, or cross-entropy.
+
+        outputs : (n, k), or (L, k) of letters, of which each input has `counts`; those of a regression in the
+            units of the labels
+        targets : what `encode` made of the labels of these inputs, one after the other
+
+        Of an input with labels of its letters it is the mean over the letters that have one.
+        """
+        if self.task == "classification":
+            weight = outputs.new_tensor(self.weights) if self.weights else None
+            each = F.cross_entropy(outputs, targets, weight=weight, reduction="none", ignore_index=UNLABELLED)
+            known = targets != UNLABELLED
+        elif self.task == "multilabel":
+            weight = outputs.new_tensor(self.weights) if self.weights else None
+            each = F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weight, reduction="none")
+            return each.mean(1)
+        else:
+            known = ~targets.isnan()
+            scale = outputs.new_tensor(self.scale)
+            each = torch.where(known, (outputs - targets.nan_to_num()) / scale, 0.0).square()
+            each, known = each.sum(1) / known.sum(1).clamp(min=1), known.any(1)
+        if self.level == "input":
+            return each
+        sizes = torch.tensor(counts, device=outputs.device)
+        total = torch.segment_reduce(each * known, "sum", lengths=sizes)
+        return total / torch.segment_reduce(known.to(each.dtype), "sum", lengths=sizes).clamp(min=1)
+
+    def decode(self, outputs: Any) -> Any:
+        """Predictions from (n, k) outputs: the likeliest class (None where they are NaN), or the numbers.
+
+        Of letters from and to a list, one array (or string) an input; of several labels (n, k) of 0 and 1.
+        """
+        if self.level == "token":
+            return [self._decode_letters(one) for one in outputs]
+        if self.task == "classification":
+            return self._likeliest(outputs)
+        if self.task == "multilabel":
+            return (outputs > 0).astype(np.int64)
+        return outputs[:, 0] if self.flat and self.outputs == 1 else outputs
+
+    def probabilities(self, outputs: Values) -> Values:
+        """(n, k) float32 from outputs; of several labels the probability of each by itself."""
+        logits = torch.from_numpy(outputs)
+        return (logits.sigmoid() if self.task == "multilabel" else logits.softmax(-1)).numpy()
+
+    def _likeliest(self, outputs: Values) -> Values:
+        chosen = np.array(self.classes)[outputs.argmax(1)]
+        unknown = np.isnan(outputs).any(1)
+        if unknown.any():
+            chosen = chosen.astype(object)
+            chosen[unknown] = None
+        return chosen
+
+    def _decode_letters(self, outputs: Values) -> Any:
+        if self.task == "classification":
+            chosen = self._likeliest(outputs)
+            return "".join(chosen) if self.text else chosen
+        return outputs[:, 0] if self.flat and self.outputs == 1 else outputs
+
+    def _encode_letters(self, labels: Any, count: int) -> list[Tensor]:
+        if self.task == "classification":
+            given = _letter_classes(labels, count)
+            return [torch.tensor(self._place(one), dtype=torch.int64) for one in given]
+        rows = _letter_numbers(labels, count)
+        for one in rows:
+            self._check_columns(one)
+        return [torch.from_numpy(one).float() for one in rows]
+
+    def _check_columns(self, numbers: Values) -> None:
+        if numbers.shape[1] != self.outputs:
+            raise InputError(f"labels have {numbers.shape[1]} columns; the head has {self.outputs} outputs")
+
+    def _place(self, names: Sequence[Class | None]) -> list[int]:
+        place: dict[Class | None, int] = {name: k for k, name in enumerate(self.classes)}
+        place[None] = UNLABELLED
         if unseen := sorted({str(name) for name in names if name not in place}):
             raise InputError(
                 f"labels have {len(unseen)} classes that the head does not know: {', '.join(unseen[:5])}",
                 hint="every class must be among the training labels",
             )
-        return torch.tensor([place[name] for name in names])
+        return [place[name] for name in names]
 
-    def decode(self, outputs: npt.NDArray[np.float32]) -> Values:
-        """Predictions from (n, k) outputs: the likeliest class (None where they are NaN), or the numbers."""
-        if self.task == "classification":
-            chosen = np.array(self.classes)[outputs.argmax(1)]
-            unknown = np.isnan(outputs).any(1)
-            if unknown.any():
-                chosen = chosen.astype(object)
-                chosen[unknown] = None
-            return chosen
-        return outputs[:, 0] if self.flat and self.outputs == 1 else outputs
+
+def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) -> Labels:
+    if level == "token":
+        rows = _letter_numbers(labels, count)
+        widths = {one.shape[1] for one in rows}
+        if len(widths) > 1:
+            raise InputError(f"labels of letters have {min(widths)} to {max(widths)} columns")
+        numbers, flat = np.concatenate(rows), all(_array(one).ndim == 1 for one in labels)
+        known = ~np.isnan(numbers)
+        if not known.any(0).all():
+            raise InputError("no letter has a label")
+        mean, deviation = np.nanmean(numbers, 0), np.nanstd(numbers, 0)
+    else:
+        numbers, flat = _numbers(labels, count), _array(labels).ndim == 1
+        mean, deviation = numbers.mean(0), numbers.std(0)
+    if outputs not in (None, numbers.shape[1]):
+        raise InputError(f"labels have {numbers.shape[1]} columns, but the head has {outputs} outputs")
+    return Labels(
+        task="regression",
+        outputs=numbers.shape[1],
+        level=level,
+        mean=tuple(mean.tolist()),
+        scale=tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+        flat=flat,
+    )
+
+
+def _seen_columns(labels: Any, count: int, outputs: int | None, class_weight: Any) -> Labels:
+    table = _indicators(labels, count)
+    if outputs not in (None, table.shape[1]):
+        raise InputError(f"labels have {table.shape[1]} columns, but the head has {outputs} outputs")
+    columns = getattr(labels, "columns", range(table.shape[1]))
+    classes = tuple(name if isinstance(name, str) else int(name) for name in columns)
+    weights: tuple[float, ...] = ()
+    if class_weight == "balanced":
+        ones = table.sum(0)
+        weights = tuple(((count - ones) / np.maximum(ones, 1)).clip(min=1e-3).tolist())
+    elif class_weight is not None:
+        weights = _given_weights(class_weight, classes)
+    return Labels(task="multilabel", outputs=len(classes), classes=classes, weights=weights, flat=False)
+
+
+def _named(labels: Any, count: int, level: Level) -> list[Class | None]:
+    """The class of each input, or of each letter of all inputs."""
+    if level == "input":
+        return list(_classes(labels, count))
+    return [name for one in _letter_classes(labels, count) for name in one]
+
+
+def _placed(names: Sequence[Class], outputs: int | None) -> tuple[Class, ...]:
+    """The class of each output."""
+    classes: list[Class] = sorted(set(names), key=lambda name: (isinstance(name, str), name))
+    if not classes:
+        raise InputError("no letter has a label")
+    if outputs is not None and all(isinstance(c, int) and 0 <= c < outputs for c in classes):
+        classes = list(range(outputs))
+    elif outputs not in (None, len(classes)):
+        some = ", ".join(map(str, classes[:5]))
+        raise InputError(
+            f"labels have {len(classes)} classes ({some}), but the head has {outputs} outputs",
+            hint="give as many outputs as classes, or classes 0, 1, ... below the number of outputs",
+        )
+    return tuple(classes)
+
+
+def _weights(class_weight: Any, classes: Sequence[Class], names: Sequence[Class]) -> tuple[float, ...]:
+    if class_weight is None:
+        return ()
+    if class_weight == "balanced":
+        counts = pd.Series(names, dtype=object).value_counts()
+        return tuple(len(names) / (len(counts) * int(counts.get(name, 1))) for name in classes)
+    return _given_weights(class_weight, classes)
+
+
+def _given_weights(class_weight: Any, classes: Sequence[Class]) -> tuple[float, ...]:
+    if not isinstance(class_weight, dict):
+        raise ConfigError(
+            f"class_weight {class_weight!r} does not exist", hint="'balanced', or a weight by class"
+        )
+    if odd := [name for name in class_weight if name not in classes]:
+        raise ConfigError(f"class_weight names {odd[0]!r}, which is not among the labels")
+    weights = tuple(float(class_weight.get(name, 1.0)) for name in classes)
+    if min(weights) < 0 or not np.isfinite(weights).all():
+        raise ConfigError("a class weight is negative or infinite")
+    return weights
 
 
 def _array(labels: Any) -> Values:
@@ -132,25 +307,82 @@ def _counted(labels: Any, count: int) -> Values:
     return array
 
 
-def _numbers(labels: Any, count: int) -> npt.NDArray[np.float64]:
-    array = _counted(labels, count)
+def _as_numbers(array: Values, count: int) -> npt.NDArray[np.float64]:
     if array.ndim > 2:
         raise InputError(f"labels of shape {array.shape}", hint="(n,) or (n, outputs)")
     try:
         if array.dtype.kind in "SU":
             raise ValueError
-        numbers = array.astype(np.float64).reshape(count, -1)
+        return array.astype(np.float64).reshape(count, -1)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"labels such as {array.reshape(-1)[0]!r} are not numbers, which regression needs",
             hint="convert them, or use classification",
         ) from error
+
+
+def _numbers(labels: Any, count: int) -> npt.NDArray[np.float64]:
+    numbers = _as_numbers(_counted(labels, count), count)
     if len(bad := np.flatnonzero(~np.isfinite(numbers).all(1))):
         raise InputError(
             f"{len(bad):,} labels are missing or infinite, the first at position {bad[0]}",
             hint="leave these inputs out",
         )
     return numbers
+
+
+def _indicators(labels: Any, count: int) -> npt.NDArray[np.float64]:
+    array = _counted(labels, count)
+    if array.ndim != 2:
+        raise InputError(
+            f"labels of shape {array.shape}; several labels an input are a table",
+            hint="(n, labels) of 0 and 1",
+        )
+    numbers = _numbers(array, count)
+    if odd := sorted(set(np.unique(numbers).tolist()) - {0.0, 1.0}):
+        raise InputError(f"a table of several labels holds 0 and 1, not {odd[0]:g}")
+    return numbers
+
+
+def _letters(labels: Any, count: int) -> Sequence[Any]:
+    if isinstance(labels, str) or not hasattr(labels, "__len__") or len(labels) != count:
+        given = f"{len(labels):,} labels" if hasattr(labels, "__len__") else "a single value"
+        raise InputError(f"{given} for {count:,} inputs", hint="one list of labels an input, one a letter")
+    return list(labels)
+
+
+def _check_letters(rows: Sequence[Tensor], letters: Sequence[int] | None) -> None:
+    for place, (one, expected) in enumerate(zip(rows, [] if letters is None else letters)):
+        if len(one) != expected:
+            raise InputError(
+                f"input {place} has {expected:,} letters and {len(one):,} labels",
+                hint="give one label a letter; NaN (or None, of classes) where there is none",
+            )
+
+
+def _letter_numbers(labels: Any, count: int) -> list[npt.NDArray[np.float64]]:
+    """(letters, k) an input; NaN where there is no label."""
+    rows = []
+    for place, one in enumerate(_letters(labels, count)):
+        array = _array(one)
+        if array.ndim == 0:
+            raise InputError(f"input {place} has a single label", hint="give one a letter")
+        numbers = _as_numbers(array, len(array))
+        if np.isinf(numbers).any():
+            raise InputError(f"input {place} has an infinite label")
+        rows.append(numbers)
+    return rows
+
+
+def _letter_classes(labels: Any, count: int) -> list[list[Class | None]]:
+    """The class of each letter of each input; None where there is no label."""
+    found: list[list[Class | None]] = []
+    for place, one in enumerate(_letters(labels, count)):
+        letters = list(one) if isinstance(one, str) else _array(one).tolist()
+        if not isinstance(letters, list):
+            raise InputError(f"input {place} has a single label", hint="give one a letter")
+        found.append([None if _is_missing(label) else _class(label, place) for label in letters])
+    return found
 
 
 def _classes(labels: Any, count: int) -> list[Class]:
@@ -165,8 +397,12 @@ def _classes(labels: Any, count: int) -> list[Class]:
     return [_class(label, place) for place, label in enumerate(array.tolist())]
 
 
+def _is_missing(label: Any) -> bool:
+    return label == "" if isinstance(label, str) else bool(pd.isna(label))
+
+
 def _class(label: Any, place: int) -> Class:
-    if pd.isna(label) or label == "":
+    if _is_missing(label):
         raise InputError(f"the label at position {place} is missing", hint="leave such inputs out")
     if isinstance(label, np.generic):
         label = label.item()
