@@ -7,7 +7,7 @@ cell's embedding does not depend on the others.
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,7 +173,7 @@ class CellModel:
 
     def parts(
         self, cells: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
-    ) -> Iterator[Part]:
+    ) -> Generator[Part, None, None]:
         """As `embed`, one `Part` at a time; the next one is prepared while one is computed.
 
         Parameters
@@ -250,6 +250,11 @@ class CellModel:
                 places = np.arange(first, first + rows.shape[0])
                 yield self._tokens(source, places, rows, match, reading, report)
         report.finish()
+
+    def describe(self, cells: Any, how: Settings, vectors: Array) -> dict[str, Any]:
+        """How these embeddings of these cells were made, as `embed` writes it into `uns`."""
+        with open_cells(cells, modality=how.modality) as source:
+            return self._params(self._match(source, how.gene_column, Report()), how, vectors)
 
     def untrained(self, seed: int = 0) -> "CellModel":
         """The same network with fresh random weights, to see what training gave."""

@@ -1,7 +1,7 @@
 """What a user holds after `load`: a sequence model with one verb a question."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -149,7 +149,7 @@ class SequenceModel:
 
     def parts(
         self, sequences: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
-    ) -> Iterator[Part]:
+    ) -> Generator[Part, None, None]:
         """As `embed`, one `Part` at a time; the next one is prepared while one is computed.
 
         Parameters

@@ -1,0 +1,398 @@
+"""Results that no crash loses: shards beside the output, a list of what they hold, one whole file at the end.
+
+`OUTPUT.parts/` holds
+
+- `000000000000.parquet` ...: shards, the results of a run of inputs each, called by the place of the first;
+- `manifest.jsonl`: what the job is, then a line a shard: its inputs, rows, sha256, what was left out;
+- `lock`: held while a job writes here.
+
+A shard is written under another name, synced and renamed; then its line is added to the manifest and synced.
+So whatever the manifest names is whole, what it does not name is computed again, and each of its lines and
+shards is checked before it counts.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from glob import escape
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from ribozyme.engine.parts import Part
+from ribozyme.errors import OutputError, RibozymeError
+from ribozyme.files import AtomicFile, sync_folder
+from ribozyme.io.tables import open_writer, read_parquet
+from ribozyme.report import Rejected, Report
+
+Array = npt.NDArray[np.float32]
+Job = Mapping[str, Any]
+SHARD_BYTES, SHARD_SECONDS = 64 * 2**20, 30.0
+"""A shard is written when so much is held, or when the first of it is so old."""
+
+log = logging.getLogger("ribozyme")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A line of the manifest: results of the inputs `start` to `end`; without rows there is no file."""
+
+    start: int
+    end: int
+    rows: int
+    sha256: str
+    rejected: tuple[Rejected, ...]
+    counts: dict[str, int]
+    where: dict[str, list[str]]
+
+    @property
+    def file(self) -> str:
+        """Its file's name in the folder of parts."""
+        return f"{self.start:012d}.parquet"
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the shards of `output` lie until it is whole."""
+    return output.with_name(output.name + ".parts")
+
+
+def is_begun(output: Path) -> bool:
+    """Is there work on `output` that can be taken up again?"""
+    return (parts_folder(output) / "manifest.jsonl").exists()
+
+
+class Sink:
+    """`with Sink(output, job, ragged=...) as sink:` ask `gaps`, `write` each part of them, then `read` all.
+
+    output : the final file, which is not touched here
+    job : what the results depend on; nested, of plain values
+    ragged : has an input one row (False), or one a letter?
+    once : the input cannot be read a second time
+
+    What was written is kept when an error leaves the block; `remove` ends it.
+
+    Raises
+    ------
+    OutputError : another job is writing, or the shards that are there belong to another job.
+    """
+
+    def __init__(self, output: Path, job: Job, *, ragged: bool, once: bool = False) -> None:
+        self.output, self.ragged, self.once = output, ragged, once
+        self.folder = parts_folder(output)
+        self.shards: dict[int, Shard] = {}
+        self._job = json.loads(json.dumps(job))
+        self._manifest = self.folder / "manifest.jsonl"
+        self._held: list[Part] = []
+        self._bytes, self._since = 0, 0.0
+        self._pending: Future[Shard] | None = None
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        with self.told():
+            self._lock = _locked(self.folder, self.output)
+        try:
+            with self.told():
+                self._take_up()
+        except BaseException:
+            self._let_go()
+            raise
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        try:
+            if error is None or not self._failed:
+                self.flush(wait=True)
+        except RibozymeError as second:
+            if error is None:
+                raise
+            log.warning("%s", second)
+        finally:
+            self._thread.shutdown()
+            self._let_go()
+        if isinstance(error, Exception) and not isinstance(error, OutputError) and self.shards:
+            error.add_note(self.kept())
+
+    def gaps(self) -> list[tuple[int, int | None]]:
+        """Runs of inputs (start, end) without results; the last has no end."""
+        missing: list[tuple[int, int | None]] = []
+        place = 0
+        for shard in self._sorted():
+            if shard.start > place:
+                missing.append((place, shard.start))
+            place = shard.end
+        return [*missing, (place, None)]
+
+    def write(self, part: Part) -> None:
+        """Take results; an error in writing those before is raised here."""
+        if self._held and self._held[-1].end != part.start:
+            self.flush()
+        if not self._held:
+            self._since = monotonic()
+        self._held.append(part)
+        self._bytes += sum(row.nbytes for row in part.rows)
+        if self._bytes >= SHARD_BYTES or monotonic() - self._since >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self, *, wait: bool = False) -> None:
+        """Write what is held, in a thread."""
+        self._settle()
+        if self._held:
+            self._pending = self._thread.submit(self._store, self._held)
+            self._held, self._bytes = [], 0
+        if wait:
+            self._settle()
+
+    def read(self) -> Iterator[tuple[Shard, list[str], Array, list[int]]]:
+        """Every shard in the order of inputs, with its names, rows end to end, and rows of each name.
+
+        Raises
+        ------
+        OutputError : a shard was damaged since it was written.
+        """
+        for shard in self._sorted():
+            if shard.rows:
+                content = (self.folder / shard.file).read_bytes()
+                if hashlib.sha256(content).hexdigest() != shard.sha256:
+                    raise OutputError(
+                        f"{self.folder / shard.file}: was damaged after it was written",
+                        hint="the same command again computes its results anew, and no others",
+                    )
+                yield shard, *read_parquet(pa.BufferReader(content))
+
+    @property
+    def rows(self) -> int:
+        """Results that are safe."""
+        return sum(shard.rows for shard in self.shards.values())
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """Inputs that were left out, in order."""
+        return [one for shard in self._sorted() for one in shard.rejected]
+
+    @property
+    def report(self) -> Report:
+        """What was changed in any input so far."""
+        whole = Report()
+        for shard in self._sorted():
+            whole.merge(Report(counts=shard.counts, where=shard.where))
+        return whole
+
+    def remove(self) -> None:
+        """The output is whole: the parts are not needed any more."""
+        self.shards = {}
+        self._manifest.unlink(missing_ok=True)  # first: without it nothing here counts
+        _remove_shards(self.folder, keep=set())
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A disk that is full or fails becomes one error, which says what is kept."""
+        try:
+            yield
+        except RibozymeError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"{self.output}: cannot be written ({error.strerror or error})",
+                hint=f"make room; {self.kept()}" if self.shards else "make room, and start again",
+            ) from error
+
+    def kept(self) -> str:
+        """What is safe, and how to go on."""
+        how = "they are plain Parquet; the input cannot be read a second time"
+        how = how if self.once else "the same command goes on from there"
+        return f"{self.rows:,} results are kept in {self.folder}: {how}"
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _sorted(self) -> list[Shard]:
+        return [self.shards[start] for start in sorted(self.shards)]
+
+    def _take_up(self) -> None:
+        """Check and keep what an earlier run of this job left; forget what it left half done."""
+        if self._manifest.exists():
+            job, shards = read_manifest(self._manifest)
+            if told := differences(job, self._job):
+                raise OutputError(
+                    f"{self.folder} holds {sum(s.rows for s in shards.values()):,} results of another job: "
+                    + "; ".join(told),
+                    hint=f"finish it as it was begun, or delete {self.folder} to begin anew",
+                )
+            self.shards = {start: shard for start, shard in shards.items() if self._is_whole(shard)}
+        lines = [{"job": self._job}, *(asdict(shard) for shard in self._sorted())]
+        with AtomicFile(self._manifest) as temporary:
+            temporary.write_text("".join(map(sealed, lines)), encoding="utf-8")
+        _remove_shards(self.folder, keep={shard.file for shard in self.shards.values()})
+        for stale in self.output.parent.glob(f".{escape(self.output.name)}.*.tmp"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+    def _is_whole(self, shard: Shard) -> bool:
+        path = self.folder / shard.file
+        if not shard.rows or (path.is_file() and _sha256(path) == shard.sha256):
+            return True
+        log.warning("%s is damaged or missing; its %d results are computed again", path, shard.rows)
+        return False
+
+    def _store(self, parts: list[Part]) -> Shard:
+        """A shard, then its line."""
+        report = Report()
+        for part in parts:
+            report.merge(part.report)
+        names = [name for part in parts for name in part.names]
+        shard = Shard(
+            start=parts[0].start,
+            end=parts[-1].end,
+            rows=len(names),
+            sha256="",
+            rejected=tuple(one for part in parts for one in part.rejected),
+            counts=report.counts,
+            where=report.where,
+        )
+        with self.told():
+            if names:
+                rows = [row if self.ragged else row[None] for part in parts for row in part.rows]
+                path = self.folder / shard.file
+                with open_writer(path, ragged=self.ragged) as writer:
+                    writer.extend(names, np.concatenate(rows), [len(one) for one in rows])
+                shard = replace(shard, sha256=_sha256(path))
+            with self._manifest.open("ab") as manifest:
+                manifest.write(sealed(asdict(shard)).encode())
+                manifest.flush()
+                os.fsync(manifest.fileno())
+        return shard
+
+    def _settle(self) -> None:
+        """Wait for the shard that is being written."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            shard = pending.result()
+        except BaseException:
+            self._failed = True
+            raise
+        self.shards[shard.start] = shard
+
+    def _let_go(self) -> None:
+        """Give the lock back; a folder in which nothing is kept goes."""
+        empty = not self.shards
+        if empty:
+            with suppress(OSError):
+                _remove_shards(self.folder, keep=set())
+                self._manifest.unlink(missing_ok=True)
+                Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is ours
+        self._lock.release()
+        if empty:
+            with suppress(OSError):  # another job has begun in it
+                self.folder.rmdir()
+                sync_folder(self.output.parent)
+
+
+# ------------------------------------------------------------------------------------------- the manifest
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON that holds the sha256 of the rest of it."""
+    text = json.dumps(record, sort_keys=True)
+    return json.dumps({**record, "sha256_of_line": _of_text(text)}, sort_keys=True) + "\n"
+
+
+def unsealed(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, or None where any bit of it changed."""
+    try:
+        record = json.loads(line)
+        del record["sha256_of_line"]
+        return record if sealed(record).encode() == line + b"\n" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[int, Shard]]:
+    """The job, and its shards by their first input; a last line that was torn is as if it were not there.
+
+    Raises
+    ------
+    OutputError : the line of the job was damaged.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line is torn
+    first, *others = [unsealed(line) for line in lines] or [None]
+    if first is None or "job" not in first:
+        raise OutputError(
+            f"{path}: damaged, so that it is not known which job these parts are of",
+            hint=f"delete {path.parent} to begin anew; the shards in it are plain Parquet",
+        )
+    shards: dict[int, Shard] = {}
+    for number, record in enumerate(others, start=2):
+        if record is None:
+            log.warning("%s: line %d is damaged; what it names is computed again", path, number)
+            continue
+        rejected = tuple(Rejected(*one) for one in record.pop("rejected"))
+        shards[record["start"]] = Shard(**record, rejected=rejected)  # a later line is of a newer shard
+    return first["job"], shards
+
+
+def differences(old: Job, new: Job, where: str = "") -> list[str]:
+    """What is not the same in two jobs, in words."""
+    told: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        name, was, now = f"{where}{key}", old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            told += differences(was, now, f"{name} ")
+        elif was != now:
+            told.append(f"{name} was {_short(was)} and is {_short(now)}")
+    return told
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text
+
+
+# --------------------------------------------------------------------------------------------- the folder
+
+
+def _locked(folder: Path, output: Path) -> FileLock:
+    """The lock of a folder, which is made if need be."""
+    for _ in range(100):  # a job that ends removes the folder, perhaps between these lines
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"{output}: another job is writing it", hint="wait for its end, or choose another output"
+            ) from None
+        except FileNotFoundError:
+            continue
+        if Path(lock.lock_file).exists():
+            return lock
+        lock.release()
+    raise OutputError(f"{folder}: cannot be locked")
+
+
+def _remove_shards(folder: Path, keep: set[str]) -> None:
+    """Shards that no line names, and what a killed job left half written."""
+    for path in folder.iterdir():
+        ours = path.suffix == ".parquet" or (path.name.startswith(".") and path.suffix == ".tmp")
+        if ours and path.name not in keep:
+            path.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
