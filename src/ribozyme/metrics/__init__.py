@@ -32,6 +32,7 @@ from ribozyme.metrics.perturbation import perturbation
 from ribozyme.metrics.regression import mae, mse, pearson, r2, spearman
 from ribozyme.metrics.score import Score, UndefinedError, bootstrap, difference
 from ribozyme.metrics.structure import base_pairs
+from ribozyme.metrics.summary import letters_summary, summary
 
 __all__ = [
     "Score",
@@ -49,6 +50,7 @@ __all__ = [
     "f1",
     "graph_connectivity",
     "integration",
+    "letters_summary",
     "mae",
     "mcc",
     "mse",
@@ -60,4 +62,5 @@ __all__ = [
     "recall",
     "roc_auc",
     "spearman",
+    "summary",
 ]

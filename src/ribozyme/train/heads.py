@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ribozyme.errors import ConfigError
 from ribozyme.packing import POOLINGS, Packed, pool
+from ribozyme.train.lora import is_lora
 
 HEADS = ("linear", "mlp", "textcnn", "attention")
 ROW_HEADS = ("textcnn", "attention")
@@ -66,6 +67,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.pooler, self.head = backbone, pooler, head
         self.trained_layers: int | None = 0
+        self.adapted = False  # whether there are LoRA adapters, which are trained beside the layers
 
     def pooled(self, batch: Packed) -> Tensor:
         """(n, width) vectors, or (L, d) rows, that the head reads; `pooler.counts` says how many an input."""
@@ -79,7 +81,7 @@ class Network(nn.Module):
         return self.read(self.pooled(batch), self.pooler.counts(batch.lengths))
 
     def train_layers(self, count: int | None) -> None:
-        """Let gradients into the head and the last `count` layers with the final norm (None: everything).
+        """Let gradients into the head, adapters, and the last `count` layers with the final norm (None: all).
 
         Raises
         ------
@@ -91,9 +93,11 @@ class Network(nn.Module):
                 f"layers {count} cannot be trained", hint=f"0 (the head alone) to {deepest}, or None for all"
             )
         self.trained_layers = count
+        self.adapted = False
         chosen = [f"layers.{k}." for k in range(deepest - (count or 0), deepest)] + ["norm."] * bool(count)
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(count is None or name.startswith(tuple(chosen)))
+            self.adapted |= is_lora(name)
+            parameter.requires_grad_(count is None or name.startswith(tuple(chosen)) or is_lora(name))
         self.head.requires_grad_(True)
 
     @property
