@@ -53,6 +53,7 @@ def test_untied_cells_have_one_bin_a_value_whatever_the_rule_for_ties():
 
 CELL = st.one_of(
     st.lists(st.integers(1, 9), min_size=0, max_size=120),
+    st.lists(st.integers(1, 2**26), min_size=0, max_size=40),  # too wide to be counted
     st.lists(st.floats(2**-10, 2**10, width=32), min_size=0, max_size=60),
 )
 
@@ -60,11 +61,13 @@ CELL = st.one_of(
 @given(
     rows=st.lists(CELL, min_size=1, max_size=6),
     n_bins=st.sampled_from([3, 4, 11, 51]),
-    kind=st.sampled_from([np.float32, np.float64]),
+    kind=st.sampled_from([np.float32, np.float64, np.int64]),
     seed=st.none() | st.integers(0, 99),
 )
 def test_all_cells_at_once_equal_one_cell_at_a_time(rows, n_bins, kind, seed):
-    rows = [np.array(row, dtype=kind) for row in rows]
+    rows = [
+        np.ceil(np.array(row)).astype(kind) if kind == np.int64 else np.array(row, dtype=kind) for row in rows
+    ]
     indptr, values = end_to_end(rows), np.concatenate(rows)
     u = 0.5 if seed is None else np.random.default_rng(seed).random(len(values))
     parts = [u] * len(rows) if seed is None else np.split(u, indptr[1:-1])
@@ -177,6 +180,22 @@ def test_a_cell_keeps_the_same_genes_alone_and_in_any_batch(sizes, genes, select
         np.testing.assert_array_equal(again, keep[one])
         turned = in_window(ids[one][::-1], values[one][::-1], alone, key, genes=genes, select=select)
         np.testing.assert_array_equal(turned[::-1], keep[one])
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    genes=st.integers(1, 45),
+    select=st.sampled_from(["sample", "top"]),
+    seed=st.integers(0, 9),
+)
+def test_the_window_is_what_a_sort_would_choose(sizes, genes, select, seed):
+    ids, values, indptr = cells_of(sizes, seed)
+    keys = content_keys(ids, values, indptr, seed)
+    keep = in_window(ids, values, indptr, keys, genes=genes, select=select)
+    lots = draws(keys, ids, indptr, stream=1)
+    for start, end in pairwise(indptr):
+        order = np.lexsort((lots[start:end], -values[start:end] if select == "top" else lots[start:end]))
+        np.testing.assert_array_equal(np.flatnonzero(keep[start:end]), np.sort(order[:genes]))
 
 
 def test_top_keeps_the_largest_values():

@@ -6,12 +6,12 @@ lies on no edge, or on one, has one bin whatever u is. A tied value lies on many
 draws u anew for each, so that nine of ten values of an ordinary cell are random. Here ties share their
 middle bin (u = 0.5), unless draws are asked for.
 
-Here all cells of a batch are binned at once, without a loop over cells. In a row of n sorted values edge k
-lies between two known neighbours, so no search is needed: each edge is counted at the group of equal values
-that it equals or precedes, and the running count over the groups is `left`.
+Here all cells of a batch are binned at once, without a loop over cells: equal values of a cell are a group,
+and only groups, a few dozen in a cell, meet the edges.
 """
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ Ties = Literal["mid", "random"]
 TIES: tuple[Ties, ...] = ("mid", "random")
 Floats = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
+EXACT = 2**24
+"""Whole numbers below it are exact in float32, and so are their differences."""
+MOST_COUNTERS = 4
+"""Values are counted, not sorted, while there are no more than this many counters a value."""
 
 
 def binning(
@@ -73,67 +77,95 @@ def bin_rows(values: Floats, indptr: Ints, *, n_bins: int = 51, u: float | Float
         raise ConfigError(f"n_bins {n_bins} must be at least 3")
     if len(values) == 0:
         return np.empty(0, dtype=np.int64)
-    values = np.ascontiguousarray(values, dtype=None if values.dtype.kind == "f" else np.float64)
-    sizes = np.diff(indptr).astype(np.int64)
+    sizes = np.diff(indptr)
     sizes = sizes[sizes > 0]
-    starts = np.cumsum(sizes) - sizes
-    row = np.repeat(np.arange(len(sizes)), sizes)
-    order = _order(values, row)
-    ordered = values[order]
-    first = np.ones(len(ordered), dtype=bool)  # of a group of equal values
-    first[1:] = (ordered[1:] != ordered[:-1]) | (row[1:] != row[:-1])
-    group = np.cumsum(first) - 1
-    low, high, edges = _edges(ordered, starts, sizes, n_bins - 1)
-    on_low = edges == ordered[low]
-    at = np.where(on_low, group[low], group[high])  # the group that an edge equals, or the next one up
-    equal = on_low | (edges == ordered[high])
-    groups = int(first.sum())
-    left = np.cumsum(np.bincount(at, minlength=groups)) - np.repeat(
-        np.arange(len(sizes)) * (n_bins - 1), np.add.reduceat(first, starts, dtype=np.int64)
-    )
-    right = left - np.bincount(at[equal], minlength=groups)
-    bins = np.empty(len(values), dtype=np.int64)
+    groups = _counted(values, sizes) or _sorted(values, sizes)
+    left, right = _ranks(groups, sizes, n_bins - 1)
     if isinstance(u, float):
-        bins[order] = np.ceil(u * (right - left) + left).astype(np.int64)[group]
-    else:
-        bins[order] = np.ceil(u[order] * (right - left)[group] + left[group]).astype(np.int64)
-    return bins
+        return np.ceil(u * (right - left) + left).astype(np.int64).take(groups.of)
+    return np.ceil(u * (right - left)[groups.of] + left[groups.of]).astype(np.int64)
 
 
 def check_values(rows: sparse.csr_matrix, names: npt.ArrayLike | None = None) -> None:
     """Raise an `InputError` that names the first cell with a value that is negative or not finite."""
-    bad = ~(np.isfinite(rows.data) & (rows.data >= 0))
-    if not bad.any():
+    values = rows.data
+    if len(values) == 0 or (values.min() >= 0 and values.max() < np.inf):  # false for NaN
         return
+    bad = ~(np.isfinite(values) & (values >= 0))
     place = int(np.argmax(bad))
     cell = int(np.searchsorted(rows.indptr, place, side="right")) - 1
     name = f"row {cell:,}" if names is None else repr(str(np.asarray(names)[cell]))
     raise InputError(
-        f"cell {name} has the value {rows.data[place]} ({int(bad.sum()):,} such values in this part)",
+        f"cell {name} has the value {values[place]} ({int(bad.sum()):,} such values in this part)",
         hint="give counts, or log-normalised values that were not scaled to mean 0",
     )
 
 
-def _order(values: Floats, row: Ints) -> Ints:
-    """The order of the values inside each row, rows in place."""
-    if values.dtype != np.float32:
-        return np.lexsort((values, row))
-    # the bits of positive float32 numbers sort as the numbers do, and one sort of integers is 3 times faster
-    return np.argsort(row.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
+class _Groups(NamedTuple):
+    """Equal values of a row are a group; groups are in the order of the rows, and of the values in a row.
 
-
-def _edges(ordered: Floats, starts: Ints, sizes: Ints, count: int) -> tuple[Ints, Ints, Floats]:
-    """`np.quantile(row, linspace(0, 1, count))` of each row of sorted values, to the last bit.
-
-    Returns for every edge of every row the positions of the two values around it, and the edge.
+    of : (T,) the group of each value; value, size : (G,); rows : (n,) how many groups each row has
     """
+
+    of: Ints
+    value: Floats
+    size: Ints
+    rows: Ints
+
+
+def _counted(values: Floats, sizes: Ints) -> _Groups | None:
+    """Groups of small whole numbers, as counts are, without a sort: a counter for each row and number."""
+    if values.max() >= EXACT:
+        return None
+    whole = values.astype(np.int64)
+    counters = np.maximum.reduceat(whole, np.cumsum(sizes) - sizes) + 1
+    if counters.sum() > MOST_COUNTERS * len(values) or (whole != values).any():
+        return None
+    starts = np.cumsum(counters) - counters
+    whole += np.repeat(starts, sizes)
+    counts = np.bincount(whole)
+    filled = np.flatnonzero(counts)
+    group = np.empty(len(counts), dtype=np.int64)
+    group[filled] = np.arange(len(filled))
+    rows = np.diff(np.searchsorted(filled, starts), append=len(filled))
+    return _Groups(group.take(whole), (filled - np.repeat(starts, rows)).astype(float), counts[filled], rows)
+
+
+def _sorted(values: Floats, sizes: Ints) -> _Groups:
+    """Groups of any numbers, by a sort of each row."""
+    values = np.ascontiguousarray(values, dtype=None if values.dtype.kind == "f" else np.float64)
+    starts = np.cumsum(sizes) - sizes
+    cuts = pairwise([*starts.tolist(), len(values)])
+    order = np.concatenate([np.argsort(values[start:end]) + start for start, end in cuts])
+    ordered = values[order]
+    first = np.append(True, ordered[1:] != ordered[:-1])
+    first[starts] = True
+    firsts = np.flatnonzero(first)
+    size = np.diff(firsts, append=len(values))
+    of = np.empty(len(values), dtype=np.int64)
+    of[order] = np.repeat(np.arange(len(size)), size)
+    return _Groups(of, ordered[firsts], size, np.add.reduceat(first, starts, dtype=np.int64))
+
+
+def _ranks(groups: _Groups, sizes: Ints, count: int) -> tuple[Ints, Ints]:
+    """For each group how many of the `count` edges of its row are at most its value, and how many below it.
+
+    The edges are `np.quantile(row, linspace(0, 1, count))` to the last bit. In a row of n sorted values an
+    edge lies between two known neighbours, so no search is needed.
+    """
+    at = np.repeat(np.arange(len(groups.size)), groups.size)  # the group at each place of the sorted rows
+    starts = np.cumsum(sizes) - sizes
     place = (sizes - 1)[:, None] * np.linspace(0, 1, count)
-    low = np.floor(place).astype(np.int64)
-    t = place - low
+    below = np.floor(place).astype(np.int64)
+    t = place - below
     last = (sizes - 1)[:, None]
-    high = np.minimum(low + 1, last) + starts[:, None]
-    low = np.minimum(low, last) + starts[:, None]
-    a, b = ordered[low], ordered[high]
+    low = at[np.minimum(below, last) + starts[:, None]]
+    high = at[np.minimum(below + 1, last) + starts[:, None]]
+    a, b = groups.value[low], groups.value[high]
     step = b - a
     edges = np.where(t >= 0.5, b - step * (1 - t), a + step * t)  # two forms, as numpy, so no edge passes b
-    return low.ravel(), high.ravel(), edges.ravel()
+    home = np.where(edges == a, low, high)  # the group that an edge equals, or the next one up
+    total = len(groups.size)
+    left = np.cumsum(np.bincount(home.ravel(), minlength=total))
+    left -= np.repeat(np.arange(len(sizes)) * count, groups.rows)
+    return left, left - np.bincount(home[(edges == a) | (edges == b)], minlength=total)

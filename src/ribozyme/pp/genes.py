@@ -139,7 +139,7 @@ class GeneMatch:
     @property
     def duplicates(self) -> int:
         """Columns that name a gene which an earlier column has already."""
-        return int((self.ids >= 0).sum()) - len(self.genes)
+        return int(self._later.sum())
 
     @cached_property
     def _home(self) -> npt.NDArray[np.int64]:
@@ -149,20 +149,52 @@ class GeneMatch:
 
     def select(
         self, rows: sparse.csr_matrix
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]:
         """The matched, non-zero entries of (cells, columns), columns of one gene summed.
 
         Returns ids (T,), values (T,) and indptr (cells + 1,); in each cell the genes are in column order.
         """
-        keep = self.ids[rows.indices] >= 0
-        columns, values = rows.indices[keep], rows.data[keep]
-        indptr = np.concatenate([[0], np.cumsum(keep)])[rows.indptr]
+        if not rows.has_canonical_format:
+            rows = rows.copy()
+            rows.sum_duplicates()
+        columns, values, indptr = rows.indices, rows.data, rows.indptr.astype(np.int64)
         if self.duplicates:
-            columns = self._home[columns]
-        merged = sparse.csr_matrix((values, columns, indptr), shape=rows.shape, copy=True)
-        merged.sum_duplicates()  # also sorts each row by column
-        merged.eliminate_zeros()
-        return self.ids[merged.indices], merged.data, merged.indptr.astype(np.int64)
+            columns, values, indptr = self._summed(columns, values, indptr)
+        ids = self.ids.take(columns)
+        keep = ids >= 0
+        if len(values) and values.min() == 0:
+            keep &= values != 0
+        left_out = np.flatnonzero(~keep)
+        if len(left_out) == 0:
+            return ids, values, indptr
+        return ids[keep], values[keep], indptr - np.searchsorted(left_out, indptr)
+
+    def _summed(self, columns: Any, values: Any, indptr: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
+        """Numbers in later columns of a gene added to its first column, put in where the cell lacks it."""
+        starts = np.arange(len(indptr)) * len(self.ids)
+        places = columns + np.repeat(
+            starts[:-1], np.diff(indptr)
+        )  # in the dense matrix: they rise throughout
+        later = np.flatnonzero(self._later.take(columns))
+        homes = places[later] + (self._home - np.arange(len(self.ids)))[columns[later]]
+        places, more = np.delete(places, later), values[later]
+        lacking = np.unique(homes[~_among(homes, places)])
+        at = np.searchsorted(places, lacking)
+        places, values = np.insert(places, at, lacking), np.insert(np.delete(values, later), at, 0)
+        np.add.at(values, np.searchsorted(places, homes), more)
+        indptr = np.searchsorted(places, starts)
+        return places - np.repeat(starts[:-1], np.diff(indptr)), values, indptr
+
+    @cached_property
+    def _later(self) -> npt.NDArray[np.bool_]:
+        """Which columns name a gene that an earlier one has already."""
+        return (self._home != np.arange(len(self.ids))) & (self.ids >= 0)
+
+
+def _among(numbers: Any, ordered: Any) -> npt.NDArray[np.bool_]:
+    """Which of the numbers are among others, which are in order."""
+    at = np.searchsorted(ordered, numbers)
+    return ordered.take(at, mode="clip") == numbers if len(ordered) else np.zeros(len(numbers), dtype=bool)
 
 
 def match_genes(var: Any, vocabulary: Any, *, column: str | None = None) -> GeneMatch:

@@ -4,9 +4,9 @@ Genes are matched in `genes.py`, values binned in `binning.py`, the window chose
 is a function of the cell alone, so a cell's tokens do not depend on the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from ribozyme.pp.window import SELECTIONS, Select, content_keys, draws, in_windo
 from ribozyme.report import Report
 
 Array = npt.NDArray[np.float32]
+BLOCK = 2**16
+"""Expressed genes, of all cells, that are worked on at a time, so that they stay in the caches."""
 MAX_LENGTH = 1_200
 """Tokens of a cell in pretraining, `<cls>` among them."""
 
@@ -91,29 +93,65 @@ def tokenise(
 ) -> Tokens:
     """Tokens of cells: matched genes in column order, expression in bins, no more than the window holds."""
     check_values(rows, names)
-    ids, values, indptr = match.select(rows)
-    room = reading.max_length - 1
-    long = np.diff(indptr) > room
-    u: Any = 0.5
-    if reading.ties == "random" or long.any():
-        keys = content_keys(ids, values, indptr, reading.seed)
-        u = draws(keys, ids, indptr, stream=0) if reading.ties == "random" else u
-    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u)
+    parts = [_part(block, match, reading) for block in _blocks(rows)]
+    genes = np.concatenate([np.empty(0, np.int64), *(part.genes for part in parts)])
+    long = genes > reading.max_length - 1
     if long.any():
         kept = "a sample" if reading.select == "sample" else "the highest"
-        kind = f"cells with more than {room:,} genes, of which {kept} was read"
+        kind = f"cells with more than {reading.max_length - 1:,} genes, of which {kept} was read"
         report.add(kind, str(names[np.argmax(long)]), int(long.sum()))
-        keep = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
+    return Tokens(
+        names,
+        np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)]),
+        np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)]),
+        np.concatenate([[0], np.cumsum(np.minimum(genes, reading.max_length - 1) + 1)]),
+    )
+
+
+class _Part(NamedTuple):
+    """Tokens of some cells: `genes` (n,) expressed before the window, ids and values (T,) after it."""
+
+    genes: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    values: Array
+
+
+def _blocks(rows: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
+    """Rows, not copied, in blocks of about `BLOCK` numbers."""
+    start, bounds = 0, rows.indptr
+    while start < rows.shape[0]:
+        end = max(start + 1, int(np.searchsorted(bounds, bounds[start] + BLOCK, side="right")) - 1)
+        part, shape = slice(bounds[start], bounds[end]), (end - start, rows.shape[1])
+        arrays = rows.data[part], rows.indices[part], bounds[start : end + 1] - bounds[start]
+        block = sparse.csr_matrix(arrays, shape=shape, copy=False)
+        block.has_canonical_format = rows.has_canonical_format
+        yield block
+        start = end
+
+
+def _part(rows: sparse.csr_matrix, match: GeneMatch, reading: Reading) -> _Part:
+    ids, values, indptr = match.select(rows)
+    genes = np.diff(indptr)
+    u: Any = 0.5
+    if reading.ties == "random":
+        u = draws(content_keys(ids, values, indptr, reading.seed), ids, indptr, stream=0)
+    bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u).astype(np.float32)
+    room = reading.max_length - 1
+    long = genes > room
+    if long.any():
+        keep = _in_windows(ids, values, genes, long, reading)
         ids, bins = ids[keep], bins[keep]
-        indptr = np.concatenate([[0], np.cumsum(keep)])[indptr]
-    return _with_cls(names, ids, bins, indptr, reading)
+        indptr = np.concatenate([[0], np.cumsum(np.minimum(genes, room))])
+    starts = indptr[:-1]
+    return _Part(genes, np.insert(ids, starts, reading.cls_id), np.insert(bins, starts, reading.cls_value))
 
 
-def _with_cls(names: Any, ids: Any, bins: Any, indptr: Any, reading: Reading) -> Tokens:
-    starts = indptr + np.arange(len(indptr))
-    gene = np.ones(starts[-1], dtype=bool)
-    gene[starts[:-1]] = False
-    all_ids = np.full(len(gene), reading.cls_id, dtype=np.int64)
-    all_values = np.full(len(gene), reading.cls_value, dtype=np.float32)
-    all_ids[gene], all_values[gene] = ids, bins
-    return Tokens(names, all_ids, all_values, starts)
+def _in_windows(ids: Any, values: Any, genes: Any, long: Any, reading: Reading) -> npt.NDArray[np.int64]:
+    """Places of the tokens that stay; only those of `long` cells are looked at."""
+    keep = np.ones(len(ids), dtype=bool)
+    chosen = np.repeat(long, genes)
+    ids, values, indptr = ids[chosen], values[chosen], np.concatenate([[0], np.cumsum(genes[long])])
+    keys = content_keys(ids, values, indptr, reading.seed)
+    room = reading.max_length - 1
+    keep[chosen] = in_window(ids, values, indptr, keys, genes=room, select=reading.select)
+    return np.flatnonzero(keep)

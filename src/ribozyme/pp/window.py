@@ -51,27 +51,41 @@ def in_window(
     if select not in SELECTIONS:
         raise ConfigError(f"select {select!r} does not exist", hint=f"one of {', '.join(SELECTIONS)}")
     sizes = np.diff(indptr)
-    keep = np.ones(len(ids), dtype=bool)
-    long = np.repeat(sizes > genes, sizes)
-    if not long.any():
-        return keep
-    cell = np.repeat(np.arange(len(sizes)), sizes)[long]
-    lots = _lots(keys, ids, indptr, stream=1)[long]
-    if select == "top":
-        order = np.lexsort((lots, -values[long].astype(np.float64), cell))
-    else:  # one sort of integers, cell first, is several times faster than one by two keys
-        order = np.argsort((cell.astype(np.uint64) << np.uint64(40)) | (lots >> np.uint64(24)), kind="stable")
-    sizes = sizes[sizes > genes]
-    rank = np.arange(len(cell)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = np.empty(len(cell), dtype=bool)
-    chosen[order] = rank < genes
-    keep[long] = chosen
+    lots = _lots(keys, ids, indptr, stream=1)
+    room = np.full(len(sizes), genes)
+    if select == "sample":
+        return _smallest(lots, sizes, room)
+    values = -values.astype(np.float64)
+    bound = np.repeat(_kth(values, sizes, room), sizes)
+    keep, tied = values < bound, np.flatnonzero(values == bound)
+    in_cell = np.repeat(np.arange(len(sizes)), sizes)
+    room -= np.bincount(in_cell[keep], minlength=len(sizes))
+    keep[tied] = _smallest(lots[tied], np.bincount(in_cell[tied], minlength=len(sizes)), room)
     return keep
+
+
+def _smallest(numbers: Keys, sizes: Ints, count: Ints) -> npt.NDArray[np.bool_]:
+    """(T,) true for the `count` smallest numbers of each cell, which are all different."""
+    return numbers <= np.repeat(_kth(numbers, sizes, count), sizes)
+
+
+def _kth(numbers: npt.NDArray[Any], sizes: Ints, count: Ints) -> npt.NDArray[Any]:
+    """(n,) the `count`-th smallest number of each cell, the largest where it has fewer; no sort is needed."""
+    kth = np.zeros(len(sizes), dtype=numbers.dtype)
+    ends = np.cumsum(sizes)
+    for cell, (end, size, k) in enumerate(zip(ends.tolist(), sizes.tolist(), count.tolist())):
+        if size:
+            k = min(k, size) - 1
+            kth[cell] = np.partition(numbers[end - size : end], k)[k]
+    return kth
 
 
 def _mix(x: Keys) -> Keys:
     """The last steps of splitmix64 (Steele, Lea, Flood, 2014): each bit of x moves all bits of the result."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
