@@ -120,6 +120,8 @@ class Sink:
             log.warning("%s", second)
         finally:
             self._thread.shutdown()
+            if not self.shards:
+                self.remove()
             self._let_go()
         if isinstance(error, Exception) and not isinstance(error, OutputError) and self.shards:
             error.add_note(self.kept())
@@ -192,8 +194,11 @@ class Sink:
     def remove(self) -> None:
         """The output is whole: the parts are not needed any more."""
         self.shards = {}
-        self._manifest.unlink(missing_ok=True)  # first: without it nothing here counts
-        _remove_shards(self.folder, keep=set())
+        try:
+            self._manifest.unlink(missing_ok=True)  # first: without it nothing here counts
+            _remove_shards(self.folder, keep=set())
+        except OSError as error:
+            log.warning("%s cannot be removed (%s); it is not needed any more", self.folder, error.strerror)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -285,12 +290,11 @@ class Sink:
         self.shards[shard.start] = shard
 
     def _let_go(self) -> None:
-        """Give the lock back; a folder in which nothing is kept goes."""
-        empty = not self.shards
+        """Give the lock back; a folder without a manifest goes."""
+        empty = not self._manifest.exists()
         if empty:
             with suppress(OSError):
                 _remove_shards(self.folder, keep=set())
-                self._manifest.unlink(missing_ok=True)
                 Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is ours
         self._lock.release()
         if empty:
@@ -319,13 +323,15 @@ def unsealed(line: bytes) -> dict[str, Any] | None:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[int, Shard]]:
-    """The job, and its shards by their first input; a last line that was torn is as if it were not there.
+    """The job, and its shards by their first input, without what was torn or damaged, which is said.
 
     Raises
     ------
     OutputError : the line of the job was damaged.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line is torn
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn:
+        log.warning("%s: its last line is torn; what it names is computed again", path)
     first, *others = [unsealed(line) for line in lines] or [None]
     if first is None or "job" not in first:
         raise OutputError(
