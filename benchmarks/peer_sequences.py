@@ -5,7 +5,8 @@
 
 Reads FOLDER/sequences.json, a list of sequences in A C G U. Writes the weights beside it and
 `expected.safetensors` (float32, as the program runs) and `exact.safetensors` (float64), keys as in
-tests/fixtures, versions in the metadata. One sequence at a time: nothing is padded.
+tests/fixtures, versions in the metadata. One sequence at a time: nothing is padded. From an empty list it
+makes the weights alone.
 
 Nothing of ribozyme is imported: weights and answers come from the peer alone.
 """
@@ -75,8 +76,7 @@ def make_fairseq(kind: str, folder: Path, sequences: list[str]) -> dict[str, str
         path.stem, content, {"model": {}}, "rna-3mer" if codon else "rna"
     )
     model.eval()
-    _, _, batch = alphabet.get_batch_converter()([("", s) for s in sequences])
-    ids = [row[row != alphabet.padding_idx] for row in batch]
+    ids = fairseq_ids(alphabet, sequences) if sequences else []
     if kind == "rnafm-ss":
         return make_structure(folder, model, alphabet, ids)
 
@@ -91,6 +91,12 @@ def make_fairseq(kind: str, folder: Path, sequences: list[str]) -> dict[str, str
     model.double()
     save(folder / "exact.safetensors", make_rnafm.answers(ids, compute), "rna-fm")
     return versions
+
+
+def fairseq_ids(alphabet, sequences: list[str]) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    """The tokens of each sequence."""
+    _, _, batch = alphabet.get_batch_converter()([("", s) for s in sequences])
+    return [row[row != alphabet.padding_idx] for row in batch]
 
 
 def make_structure(folder: Path, backbone, alphabet, ids: list[Tensor]) -> dict[str, str]:  # type: ignore[no-untyped-def]
