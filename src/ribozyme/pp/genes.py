@@ -8,7 +8,9 @@ A name is looked up in this order, and the first that answers counts:
 4. `alias`: it is an alias of one gene in the vocabulary.
 5. `case`: one name of the vocabulary differs from it in upper and lower case only.
 
-A name that could mean two genes of the vocabulary matches none. The table of genes is `data/genes.tsv.xz`.
+A name that could mean two genes of the vocabulary matches none. What is left is looked up by the Ensembl id
+that stands beside the name, if there is one (`MATR3` is two genes to scGPT). The table of genes is
+`data/genes.tsv.xz`.
 """
 
 import lzma
@@ -71,8 +73,9 @@ def _names(joined: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Which genes (their keys) a name belongs to, by the kind of name."""
+    """Which genes (their keys) a name belongs to, by the kind of name; an Ensembl id belongs to one."""
 
+    ensembl: Mapping[str, str]
     symbol: Mapping[str, frozenset[str]]
     former: Mapping[str, frozenset[str]]
     alias: Mapping[str, frozenset[str]]
@@ -86,6 +89,7 @@ class Owners:
 def _owners() -> Owners:
     genes = gene_table()
     return Owners(
+        {g.ensembl: g.key for g in genes if g.ensembl},
         _grouped((g.symbol, g.key) for g in genes if g.symbol),
         _grouped((name, g.key) for g in genes for name in g.former),
         _grouped((name, g.key) for g in genes for name in g.aliases),
@@ -204,8 +208,10 @@ def match_genes(var: Any, vocabulary: Any, *, column: str | None = None) -> Gene
     ----------
     var : DataFrame of genes (`adata.var`), or a sequence of names
     vocabulary : a `GeneLookup`, or whatever has `ids`, a dict of name to id
-    column : column of `var` that holds the names, `index` for `var_names`. By default, of all columns of text
-        the one that matches most genes; among equals CELLxGENE's `feature_name`, then `var_names`.
+    column : column of `var` that holds the names, `index` for `var_names`; nothing else is looked at. By
+        default, of all columns of text the one that matches most genes; among equals CELLxGENE's
+        `feature_name`, then `var_names`. Names that it leaves unmatched are looked up by the Ensembl id
+        that another column has for them.
 
     Raises
     ------
@@ -213,7 +219,18 @@ def match_genes(var: Any, vocabulary: Any, *, column: str | None = None) -> Gene
     """
     lookup = vocabulary if isinstance(vocabulary, GeneLookup) else GeneLookup(vocabulary.ids)
     matches = [lookup.match(names, source) for source, names in _name_columns(var, column).items()]
-    return max(matches, key=lambda match: len(match.genes))
+    return _completed(max(matches, key=lambda match: len(match.genes)), matches)
+
+
+def _completed(match: GeneMatch, others: list[GeneMatch]) -> GeneMatch:
+    """The match, with names that lead nowhere found by an Ensembl id beside them, of no other gene."""
+    ids, names, how = match.ids.copy(), list(match.names), list(match.how)
+    for other in others:
+        for k in np.flatnonzero((ids < 0) & (other.ids >= 0)).tolist():
+            owners, identifier = _owners().of(names[k]), _ENSEMBL.fullmatch(other.names[k])
+            if identifier and (not owners or _owners().ensembl.get(identifier[1]) in owners):
+                ids[k], names[k], how[k] = other.ids[k], other.names[k], "ensembl"
+    return GeneMatch(ids, tuple(names), tuple(how), match.source)
 
 
 def _name_columns(var: Any, column: str | None) -> dict[str, list[str]]:
