@@ -39,9 +39,10 @@ def both(inputs, cu, chunks):
 @pytest.mark.parametrize("step", [SLOW, MIXED, FAST])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("sizes", [[1], [63], [64], [65], [129, 1, 64, 3], [20] * 3])
-def test_equals_the_recurrence_with_gradients(sizes, groups, step):
+@pytest.mark.parametrize("alone", [1, 100, 1000])
+def test_equals_the_recurrence_with_gradients(sizes, groups, step, alone):
     inputs, cu = random_inputs(sizes, groups, step), cumulative(sizes)
-    ours, expected = both(inputs, cu, Chunks.of(cu))
+    ours, expected = both(inputs, cu, Chunks.of(sizes, alone=alone))
     assert_close(ours, expected, atol=1e-10, rtol=1e-10)
     weights = [torch.randn_like(one) for one in expected]
     assert_close(
@@ -56,14 +57,15 @@ def test_equals_the_recurrence_with_gradients(sizes, groups, step):
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=6),
     size=st.integers(1, 80),
     block=st.integers(1, 300),
+    alone=st.integers(1, 100),
     step=st.sampled_from([SLOW, MIXED, FAST]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=40)
-def test_neither_the_chunks_nor_the_blocks_matter(sizes, size, block, step, seed):
+def test_neither_the_chunks_nor_the_blocks_matter(sizes, size, block, alone, step, seed):
     inputs, cu = random_inputs(sizes, 2, step, seed), cumulative(sizes)
     with torch.no_grad():
-        assert_close(*both(inputs, cu, Chunks.of(cu, size, block)), atol=1e-10, rtol=1e-10)
+        assert_close(*both(inputs, cu, Chunks.of(sizes, size, block, alone)), atol=1e-10, rtol=1e-10)
 
 
 @given(length=st.integers(1, 700), step=st.sampled_from([SLOW, MIXED, FAST]), seed=st.integers(0, 99))
@@ -72,7 +74,7 @@ def test_any_length_in_float32(length, step, seed):
     inputs, cu = random_inputs([length], 1, step, seed), cumulative([length])
     with torch.no_grad():
         *sequence, state = (one.float() for one in inputs)
-        y, last = ssd(*sequence, Chunks.of(cu), state)
+        y, last = ssd(*sequence, Chunks.of([length]), state)
         *exact, state = inputs
         expected, expected_last = ssd_reference(*exact, cu, state)
     scale = 1 + expected.abs().max()
@@ -86,18 +88,18 @@ def test_decays_that_overflow_a_factor_are_exact():
     assert rates.max() > 10 * module.SEPARABLE
     with torch.no_grad():
         single = [one.float() for one in inputs]
-        (y, last), (expected, expected_last) = both(single, cu, Chunks.of(cu))
+        (y, last), (expected, expected_last) = both(single, cu, Chunks.of([200, 130]))
     assert y.isfinite().all()
     assert_close(y, expected, atol=1e-4, rtol=1e-4)
     assert_close(last, expected_last, atol=1e-4, rtol=1e-4)
 
 
 def test_heads_with_and_without_a_matrix_of_their_own_agree(monkeypatch):
-    inputs, cu = random_inputs([150, 70], 2, MIXED), cumulative([150, 70])
+    inputs = random_inputs([150, 70], 2, MIXED)
     results = []
     for limit in (-1.0, 20.0, 1e3):
         monkeypatch.setattr(module, "SEPARABLE", limit)
-        y, last = ssd(*inputs[:5], Chunks.of(cu), inputs[5])
+        y, last = ssd(*inputs[:5], Chunks.of([150, 70]), inputs[5])
         results.append((y, last, *torch.autograd.grad(y.square().sum() + last.sum(), inputs)))
     assert_close(results[0], results[1], atol=1e-8, rtol=1e-9)
     assert_close(results[0], results[2], atol=1e-8, rtol=1e-9)
@@ -108,30 +110,29 @@ def test_heads_with_and_without_a_matrix_of_their_own_agree(monkeypatch):
 def test_a_sequence_never_sees_its_batch_mates(sizes, seed):
     *sequence, state = (one.detach().float() for one in random_inputs(sizes, 1, MIXED, seed))
     x, dt, A, B, C = sequence
-    cu = cumulative(sizes)
-    y, last = ssd(*sequence, Chunks.of(cu), state)
-    for k, (s, e) in enumerate(bounds(cu)):
-        alone = Chunks.of(cumulative([e - s]))
+    y, last = ssd(*sequence, Chunks.of(sizes, alone=100), state)
+    for k, (s, e) in enumerate(bounds(cumulative(sizes))):
+        alone = Chunks.of([e - s], alone=100)
         own, own_last = ssd(x[s:e], dt[s:e], A, B[s:e], C[s:e], alone, state[k : k + 1])
         assert_close(y[s:e], own, atol=2e-5, rtol=1e-5)
         assert_close(last[k], own_last[0], atol=2e-5, rtol=1e-5)
 
 
-def test_not_even_infinity_reaches_a_batch_mate():
-    sizes, cu = [70, 10, 65], cumulative([70, 10, 65])
+@pytest.mark.parametrize("alone", [1, 100])
+def test_not_even_infinity_reaches_a_batch_mate(alone):
+    sizes = [70, 10, 65]
     with torch.no_grad():
         inputs = random_inputs(sizes)
-        clean, _ = ssd(*inputs[:5], Chunks.of(cu))
+        clean, _ = ssd(*inputs[:5], Chunks.of(sizes, alone=alone))
         inputs[0][70:80] = float("inf")
-        dirty, _ = ssd(*inputs[:5], Chunks.of(cu))
+        dirty, _ = ssd(*inputs[:5], Chunks.of(sizes, alone=alone))
     keep = [*range(70), *range(80, 145)]
     assert_close(dirty[keep], clean[keep], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("sizes", [[5, 3], [100, 3], [300]])
 def test_without_the_last_state_the_rows_are_the_same(sizes):
-    inputs, cu = random_inputs(sizes), cumulative(sizes)
-    chunks = Chunks.of(cu)
+    inputs, chunks = random_inputs(sizes), Chunks.of(sizes)
     with torch.no_grad():
         y, nothing = ssd(*inputs[:5], chunks, final=False)
         assert nothing is None
@@ -139,12 +140,12 @@ def test_without_the_last_state_the_rows_are_the_same(sizes):
 
 
 def test_a_sequence_in_two_halves_is_the_whole():
-    inputs, cu = random_inputs([200]), cumulative([200])
+    inputs = random_inputs([200])
     with torch.no_grad():
         x, dt, A, B, C, _ = inputs
-        whole, last = ssd(x, dt, A, B, C, Chunks.of(cu))
-        first = Chunks.of(cumulative([77]))
-        second = Chunks.of(cumulative([123]))
+        whole, last = ssd(x, dt, A, B, C, Chunks.of([200]))
+        first = Chunks.of([77])
+        second = Chunks.of([123])
         y1, state = ssd(x[:77], dt[:77], A, B[:77], C[:77], first)
         y2, final = ssd(x[77:], dt[77:], A, B[77:], C[77:], second, state)
     assert_close(torch.cat([y1, y2]), whole, atol=1e-10, rtol=0)
@@ -152,10 +153,10 @@ def test_a_sequence_in_two_halves_is_the_whole():
 
 
 def test_gradients_computed_twice_are_the_same(monkeypatch):
-    inputs, cu = random_inputs([150, 30], 2), cumulative([150, 30])
+    inputs = random_inputs([150, 30], 2)
 
     def gradients():
-        y, last = ssd(*inputs[:5], Chunks.of(cu, 16, 64), inputs[5])
+        y, last = ssd(*inputs[:5], Chunks.of([150, 30], 16, 64), inputs[5])
         return torch.autograd.grad(y.square().sum() + last.sum(), inputs)
 
     plain = gradients()
@@ -164,31 +165,43 @@ def test_gradients_computed_twice_are_the_same(monkeypatch):
 
 
 def test_half_precision_runs_in_float32_even_under_autocast():
-    inputs, cu = random_inputs([70], dtype=torch.float32), cumulative([70])
+    inputs, chunks = random_inputs([70], dtype=torch.float32), Chunks.of([70])
     rounded = [one.detach().bfloat16() for one in inputs[:5]]
-    expected, _ = ssd(*(one.float() for one in rounded), Chunks.of(cu))
+    expected, _ = ssd(*(one.float() for one in rounded), chunks)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, _ = ssd(*rounded, Chunks.of(cu))
+        ours, _ = ssd(*rounded, chunks)
     assert_close(ours, expected, atol=0, rtol=0)
 
 
 def test_the_cuts_of_a_sequence_depend_on_its_length_alone():
-    packed = Chunks.of(cumulative([3, 130, 64, 65]), 64, 128)
-    starts = {int(row[0]) for _, blocks in packed.groups for block in blocks for row in block.tokens}
-    assert starts == {0, 3, 67, 131, 133, 197, 261}
-    assert all(len(block.tokens) <= 2 for _, blocks in packed.groups for block in blocks)
+    packed = Chunks.of([3, 130, 64, 65], 64, 128, alone=100)
+    (long, first), *short = packed.groups
+    assert long.tolist() == [1]
+    assert [(block.shape, block.tokens) for block in first] == [
+        ((2, 64), slice(3, 131)),
+        ((1, 2), slice(131, 133)),
+    ]
+    starts = {
+        int(row[0]) for _, blocks in short for block in blocks for row in block.tokens.view(block.shape)
+    }
+    assert starts == {0, 133, 197, 261}
+    assert all(block.shape[0] <= 2 for _, blocks in packed.groups for block in blocks)
+
+
+def test_long_sequences_are_read_where_they_stand():
+    assert Chunks.of([300, 256, 1000]).places is None
+    assert Chunks.of([300, 255, 1000]).places is not None
 
 
 @pytest.mark.slow
 def test_a_very_long_sequence_stays_finite_and_small():
-    cu = cumulative([200_000])
     inputs = [one.detach() for one in random_inputs([200_000], step=SLOW, dtype=torch.float32)]
-    y, last = ssd(*inputs[:5], Chunks.of(cu))
+    y, last = ssd(*inputs[:5], Chunks.of([200_000]))
     tail = [one[-2000:] if len(one) == 200_000 else one for one in inputs[:5]]
     assert y.isfinite().all()
     assert last.isfinite().all()
     _, before = ssd(
-        *(one[:-2000] if len(one) == 200_000 else one for one in inputs[:5]), Chunks.of(cumulative([198_000]))
+        *(one[:-2000] if len(one) == 200_000 else one for one in inputs[:5]), Chunks.of([198_000])
     )
     exact, _ = ssd_reference(*(one.double() for one in tail), cumulative([2000]), before.double())
     assert_close(y[-2000:].double(), exact, atol=1e-4, rtol=1e-4)

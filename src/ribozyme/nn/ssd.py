@@ -15,8 +15,8 @@ products that all heads of a group share. That is exact while both factors can b
 that forgets too fast for it in a chunk (|s_Q| > 80) gets its own matrix there instead.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ribozyme.nn.norm import at_least_float32
-from ribozyme.packing import bounds
+from ribozyme.packing import bounds, cumulative
 
 Array = npt.NDArray[np.int64]
 
 RECOMPUTE = 16_384  # tokens; for the gradient of more, the inside of the scan is computed twice
-SEPARABLE = 80.0  # exp(40) = 2e17: far from the ends of float32, sums of such terms included
+SEPARABLE = 80.0  # exp(40) = 2e17, exp(-80) = 2e-35: float32 can hold them, and sums of such terms
+ALONE = 256  # tokens
 
 
 def ssd_reference(
@@ -59,15 +60,17 @@ def ssd_reference(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some chunks of some sequences that are computed together, chunk number by chunk number.
+    """R chunks of Q tokens that are computed together, chunk number by chunk number.
 
-    tokens : (R, Q) the tokens of R chunks; past the end of a sequence its last token again
+    shape : (R, Q)
+    tokens : the R Q tokens, a slice where they stand end to end; past the end of a sequence its last again
     padding : (R, Q, 1) True there, or None if there is no such place
     steps : how many of the R chunks have the same number; never rises, the sequences keep their order
     following : (R,) the row of the next chunk of the same sequence, or R
     """
 
-    tokens: Tensor
+    shape: tuple[int, int]
+    tokens: Tensor | slice
     padding: Tensor | None
     steps: tuple[int, ...]
     following: Tensor
@@ -83,51 +86,92 @@ class Block:
         goes_on = member < np.repeat([*steps[1:], 0], steps)
         padding = tokens >= end
         return cls(
-            tokens=torch.from_numpy(np.minimum(tokens, end - 1)),
+            shape=tokens.shape,
+            tokens=torch.from_numpy(np.minimum(tokens, end - 1).ravel()),
             padding=torch.from_numpy(padding)[..., None] if padding.any() else None,
             steps=tuple(steps),
             following=torch.from_numpy(np.where(goes_on, following, len(number))),
         )
 
+    @classmethod
+    def alone(cls, start: int, rows: int, size: int) -> "Block":
+        """Chunks of one sequence, from token `start` on."""
+        tokens = slice(start, start + rows * size)
+        return cls((rows, size), tokens, None, (1,) * rows, torch.arange(1, rows + 1))
+
     def to(self, device: torch.device) -> "Block":
         """The same block on another device."""
-        padding = None if self.padding is None else self.padding.to(device)
-        return Block(self.tokens.to(device), padding, self.steps, self.following.to(device))
+        return replace(
+            self,
+            tokens=self.tokens if isinstance(self.tokens, slice) else self.tokens.to(device),
+            padding=None if self.padding is None else self.padding.to(device),
+            following=self.following.to(device),
+        )
+
+    def read(self, rows: Tensor) -> Tensor:
+        """(T, ...) -> (R, Q, ...)."""
+        own = rows[self.tokens] if isinstance(self.tokens, slice) else rows.index_select(0, self.tokens)
+        return own.unflatten(0, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How a batch is cut for `ssd`; made once for all layers.
+    """How a batch is cut for `ssd`; made once for all layers, from what is known without the device.
 
-    The cuts of a sequence depend on its length alone. Sequences are taken longest first, so that the
-    carry runs over all of them at once, and in blocks of bounded size, so that a long one needs no more
-    memory than its own rows.
+    The cuts of a sequence depend on its length alone. A long one is read where it stands, chunk after
+    chunk, without any padding. Shorter ones run together, longest first, so that the carry runs over all
+    of them at once. Blocks are of bounded size, so that a long one needs no more memory than its own rows.
 
     groups : sequences (by number) that run together, with their blocks in order of time
-    places : (T,) where the row of each token comes out, counted over all blocks
+    places : (T,) where the row of each token comes out, counted over all blocks; None if in place
     """
 
     cu_seqlens: Tensor
     groups: tuple[tuple[Tensor, tuple[Block, ...]], ...]
-    places: Tensor
+    places: Tensor | None
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, size: int = 64, block: int = 2048) -> "Chunks":
-        """Cut into chunks of `size` tokens, worked on `block` tokens at a time."""
-        starts = np.asarray(cu_seqlens.tolist())
-        lengths = np.diff(starts)
-        size = int(min(size, -(-lengths.max() // 8) * 8))  # a lone chunk needs no more room than its tokens
+    def of(cls, lengths: Sequence[int], size: int = 64, block: int = 1024, alone: int = ALONE) -> "Chunks":
+        """Cut into chunks of `size` tokens, worked on `block` tokens at a time.
+
+        alone : sequences of so many tokens or more run by themselves; fewer steps for a CPU, more for a GPU
+        """
+        cu_seqlens = cumulative(lengths)
+        starts, sizes = cu_seqlens.numpy().astype(np.int64), np.asarray(lengths)
         rows = max(1, block // size)
-        longest_first = np.argsort(-lengths, kind="stable")
-        groups = []
-        for members in np.split(longest_first, range(rows, len(longest_first), rows)):
-            steps = _steps(lengths[members], size, rows)
-            blocks = tuple(Block.of(starts, members, first, counts, size) for first, counts in steps)
-            groups.append((torch.from_numpy(members), blocks))
-        places = _places([block for _, blocks in groups for block in blocks])
-        device = cu_seqlens.device
-        moved = tuple((m.to(device), tuple(b.to(device) for b in blocks)) for m, blocks in groups)
-        return cls(cu_seqlens, moved, places.to(device))
+        groups = [
+            (torch.tensor([k]), _alone(int(starts[k]), int(sizes[k]), size, rows))
+            for k in np.flatnonzero(sizes >= alone)
+        ]
+        shorter = np.flatnonzero(sizes < alone)
+        if len(shorter):
+            size = int(min(size, -(-sizes[shorter].max() // 8) * 8))  # one chunk has no more room than tokens
+            rows = max(1, block // size)
+            longest_first = shorter[np.argsort(-sizes[shorter], kind="stable")]
+            for members in np.split(longest_first, range(rows, len(longest_first), rows)):
+                steps = _steps(sizes[members], size, rows)
+                blocks = tuple(Block.of(starts, members, first, counts, size) for first, counts in steps)
+                groups.append((torch.from_numpy(members), blocks))
+        return cls(cu_seqlens, tuple(groups), _places([block for _, blocks in groups for block in blocks]))
+
+    def to(self, device: torch.device) -> "Chunks":
+        """The same cuts on another device."""
+        return Chunks(
+            self.cu_seqlens.to(device),
+            tuple(
+                (members.to(device), tuple(b.to(device) for b in blocks)) for members, blocks in self.groups
+            ),
+            None if self.places is None else self.places.to(device),
+        )
+
+
+def _alone(start: int, length: int, size: int, rows: int) -> tuple[Block, ...]:
+    """The blocks of one sequence: whole chunks, at most `rows` at a time, and what is left."""
+    whole, rest = divmod(length, size)
+    blocks = [Block.alone(start + k * size, min(rows, whole - k), size) for k in range(0, whole, rows)]
+    if rest:
+        blocks.append(Block.alone(start + whole * size, 1, rest))
+    return tuple(blocks)
 
 
 def _steps(lengths: Array, size: int, rows: int) -> Iterator[tuple[int, list[int]]]:
@@ -142,10 +186,14 @@ def _steps(lengths: Array, size: int, rows: int) -> Iterator[tuple[int, list[int
     yield first, counts
 
 
-def _places(blocks: list[Block]) -> Tensor:
+def _places(blocks: list[Block]) -> Tensor | None:
     """Where each token first stands; its repeats, which fill the padding, come after it."""
-    tokens = np.concatenate([block.tokens.numpy().ravel() for block in blocks])
-    return torch.from_numpy(np.unique(tokens, return_index=True)[1])
+    each = [
+        np.arange(tokens.start, tokens.stop) if isinstance(tokens, slice) else tokens.numpy()
+        for tokens in (block.tokens for block in blocks)
+    ]
+    places = np.unique(np.concatenate(each), return_index=True)[1]
+    return None if all(isinstance(block.tokens, slice) for block in blocks) else torch.from_numpy(places)
 
 
 def ssd(
@@ -168,7 +216,7 @@ def ssd(
 
     Returns y (T, H, P), and the state of each sequence after its last token or None; float32 at least.
     """
-    heads, dim, groups = *x.shape[1:], B.shape[1]
+    dim, groups = x.shape[2], B.shape[1]
     x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
     if state is not None:
         state = (
@@ -192,8 +240,9 @@ def ssd(
             if carried is not None:
                 finals += [carried, *ended]
             order.append(members)
-    y = (rows[0] if len(rows) == 1 else torch.cat(rows)).index_select(0, chunks.places)
-    y = y.unflatten(1, (heads, dim))
+    y = rows[0] if len(rows) == 1 else torch.cat(rows)
+    if chunks.places is not None:
+        y = y.index_select(0, chunks.places)
     if not final:
         return y, None
     last = torch.cat(finals)[torch.cat(order).argsort()]
@@ -203,10 +252,9 @@ def ssd(
 def _scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, block: Block, go_on: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One block of R chunks: y (R Q, H P), and the states (m, G, N, K P) of its m sequences after it."""
-    (rows, length), (heads, dim), groups = block.tokens.shape, x.shape[1:], B.shape[1]
-    tokens = block.tokens.flatten()
-    x, dt, B, C = (one.index_select(0, tokens).unflatten(0, (rows, length)) for one in (x, dt, B, C))
+    """One block of R chunks: y (R Q, H, P), and the states (m, G, N, K P) of its m sequences after it."""
+    rows, (heads, dim), groups = block.shape[0], x.shape[1:], B.shape[1]
+    x, dt, B, C = (block.read(one) for one in (x, dt, B, C))
     if block.padding is not None:
         dt = dt.masked_fill(block.padding, 0)  # no decay and no input: the state stays as it is
     B, C = (one.transpose(1, 2).flatten(0, 1) for one in (B, C))  # (R G, Q, N)
@@ -215,33 +263,26 @@ def _scan(
     fast = end.abs() > SEPARABLE  # (R, H)
 
     m = torch.where(fast, 0, end / 2)  # states are kept as exp(m) S, so that their reader needs no factor
-    scale = dt * torch.exp(torch.where(fast, end, m)[:, None] - s)
-    u = _by_group(x * scale[..., None], groups)  # (R G, Q, K P)
-    if state is None and not go_on and len(block.steps) == 1:
-        y, last = torch.zeros_like(u), None
-    else:
-        m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
-        keep = torch.exp(end - m + m_next)
-        take = _per_channel(torch.where(fast, torch.exp(m_next), keep), groups, dim)
-        added = torch.bmm(B.mT, u).unflatten(0, (rows, groups)) * take
-        if state is None:
-            state = torch.zeros_like(added[: block.steps[0]])
-        state = state * _per_channel(torch.exp(m[: len(state)]), groups, dim)
-        entering, last = _carry(state, added, _per_channel(keep, groups, dim), block.steps)
-        y = torch.bmm(C, entering.flatten(0, 1))  # (R G, Q, K P)
-    products = torch.bmm(C, B.mT).tril()  # (R G, Q, Q), shared by the heads of a group
+    m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
+    base = torch.where(fast, end, m)
+    u = _by_group(x * (dt * torch.exp(base[:, None] - s))[..., None], groups)  # (R G, Q, K P)
+    factors = torch.exp(base - m), torch.exp(end - base + m_next)
+    decay, scale = (_per_channel(one, groups, dim) for one in factors)
+    if state is not None:
+        state = state.flatten(0, 1) * _per_channel(torch.exp(m[: len(state)]), groups, dim)
+    y, last = _carry(state, B, C, u, decay, scale, [count * groups for count in block.steps], go_on)
+    products = torch.bmm(C, B.mT).tril_()  # (R G, Q, Q), shared by the heads of a group
     chunk, head = fast.nonzero(as_tuple=True)
-    if len(chunk):
-        u = u * _per_channel((~fast).to(u.dtype), groups, dim).flatten(0, 1)
-    y = torch.baddbmm(y, products, u)
-    y = y.view(rows, groups, length, -1).transpose(1, 2).unflatten(3, (-1, dim)).flatten(2, 3)
-    y = y * torch.exp(s - m[:, None])[..., None]  # (R, Q, H, P)
-    if len(chunk):
+    from_before = _by_head(y, rows, dim)[chunk, :, head] if len(chunk) else None
+    y = _by_head(y.baddbmm_(products, u), rows, dim)
+    y = y.mul_(torch.exp(s - m[:, None])[..., None])  # (R, Q, H, P)
+    if from_before is not None:
         shared = products.unflatten(0, (rows, groups))[chunk, head // (heads // groups)]
-        within = _within(shared, s[chunk, :, head], dt[chunk, :, head], x[chunk, :, head])
-        places = (chunk[:, None], torch.arange(length, device=y.device), head[:, None])
-        y = y.index_put(places, y[places] + within)
-    return y.flatten(2).flatten(0, 1), last
+        own = s[chunk, :, head]
+        y[chunk, :, head] = torch.addcmul(
+            _within(shared, own, dt[chunk, :, head], x[chunk, :, head]), from_before, own.exp()[..., None]
+        )
+    return y.flatten(0, 1), None if last is None else last.unflatten(0, (-1, groups))
 
 
 def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
@@ -254,19 +295,35 @@ def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(products * decay, dt[..., None] * x)
 
 
-def _carry(state: Tensor, added: Tensor, keep: Tensor, steps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The state that enters each of the R chunks, and the last state of each sequence.
+def _carry(
+    state: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    u: Tensor,
+    decay: Tensor,
+    scale: Tensor,
+    steps: Sequence[int],
+    go_on: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """C S, where S is the state before each of the R G chunks, and the last states, if there is to be one.
 
-    S' = keep S + added, chunk after chunk, for all sequences at once; the shortest leave first.
+    S' = scale (decay S + B^T u), chunk after chunk, for all sequences at once; the shortest leave first.
     """
-    entering, ended, start = [], list[Tensor](), 0
-    for count in steps:
-        ended.insert(0, state[count:])
-        state = state[:count]
-        entering.append(state)
-        state = torch.addcmul(added[start : start + count], keep[start : start + count], state)
-        start += count
-    return torch.cat(entering), torch.cat([state, *ended])
+    read, ended, start = [], list[Tensor](), 0
+    for step, count in enumerate(steps, 1):
+        now = slice(start, start := start + count)
+        if state is None:
+            read.append(torch.zeros_like(u[now]))
+        else:
+            ended.insert(0, state[count:])
+            state = state[:count]
+            read.append(torch.bmm(C[now], state))
+        if step == len(steps) and not go_on:
+            return torch.cat(read), None
+        added = B[now].mT, u[now]
+        state = torch.bmm(*added) if state is None else (state * decay[now]).baddbmm_(*added)
+        state = state.mul_(scale[now])
+    return torch.cat(read), torch.cat([state, *ended])
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
@@ -274,6 +331,11 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
     return x.flatten(2).unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
+def _by_head(x: Tensor, rows: int, dim: int) -> Tensor:
+    """(R G, Q, K P) -> (R, Q, H, P)."""
+    return x.unflatten(0, (rows, -1)).transpose(1, 2).unflatten(3, (-1, dim)).flatten(2, 3)
+
+
 def _per_channel(x: Tensor, groups: int, dim: int) -> Tensor:
-    """(R, H) -> (R, G, 1, K P): the number of each head for all its channels."""
-    return x[..., None].expand(*x.shape, dim).flatten(1).unflatten(1, (groups, 1, -1))
+    """(R, H) -> (R G, 1, K P): the number of each head for all its channels."""
+    return x[..., None].expand(*x.shape, dim).reshape(len(x) * groups, 1, -1)

@@ -350,8 +350,9 @@ class HelixMRNA(nn.Module):
         )
 
     def _cut(self, batch: Packed) -> Chunks:
-        block = 1024 if batch.ids.device.type == "cpu" else 65_536  # what a cache holds; what fills a GPU
-        return Chunks.of(batch.cu_seqlens, self.chunk_size, block)
+        if batch.ids.device.type == "cpu":
+            return Chunks.of(batch.lengths, self.chunk_size)
+        return Chunks.of(batch.lengths, self.chunk_size, 65_536, alone=65_536).to(batch.ids.device)
 
 
 @torch.no_grad()
