@@ -53,8 +53,8 @@ def test_a_tiny_model_learns_32_numbers_by_heart(make_model, family, head, seque
 
 
 def test_a_saved_model_predicts_the_same_in_a_new_process(rnafm, sequences, classes, numbers, tmp_path):
-    tuned = {task: FineTuned(rnafm, task=task, head="mlp", hidden=10, dropout=0.3) for task in TASKS}
-    for task, labels in zip(TASKS, (numbers, classes)):
+    tuned = {task: FineTuned(rnafm, task=task, head="mlp", hidden=10, dropout=0.3) for task in TASKS[:2]}
+    for task, labels in zip(TASKS[:2], (numbers, classes)):
         tuned[task].fit(sequences, labels, layers=1, epochs=2)
         tuned[task].save(tmp_path / task)
     script = (
@@ -63,9 +63,9 @@ def test_a_saved_model_predicts_the_same_in_a_new_process(rnafm, sequences, clas
         "loaded = [FineTuned.load(folder) for folder in folders]\n"
         "print(json.dumps([[m.outputs(sequences).tolist(), m.predict(sequences).tolist()] for m in loaded]))"
     )
-    command = [sys.executable, "-c", script, *(str(tmp_path / task) for task in TASKS), *sequences[:6]]
+    command = [sys.executable, "-c", script, *(str(tmp_path / task) for task in TASKS[:2]), *sequences[:6]]
     answers = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    for task, (outputs, predicted) in zip(TASKS, answers):
+    for task, (outputs, predicted) in zip(TASKS[:2], answers):
         np.testing.assert_allclose(outputs, tuned[task].outputs(sequences[:6]), atol=1e-6)
         assert predicted == tuned[task].predict(sequences[:6]).tolist()
 

@@ -9,15 +9,14 @@
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,17 +27,37 @@ from ribozyme.engine.load import load as load_model
 from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.nn.linear import set_matmul_dtype
-from ribozyme.train.heads import Network, Pooler, make_head
+from ribozyme.packing import Packed
+from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
-from ribozyme.train.labels import TASKS, Labels, Task
+from ribozyme.train.labels import TASKS, Labels, Level, Task
 from ribozyme.train.loop import Examples, History, Loop, Loss
+from ribozyme.train.lora import add_lora, merge_lora
 
 FORMAT = 1
 SETTINGS, HEAD, BACKBONE = "finetuned.json", "head.safetensors", "backbone"
 OWN = "own"  # the kind of a head that the user made
+SCALER = "scaler."  # of what the features are standardised by, beside the tensors of the head
+MEASURED = 512  # inputs that it is measured on
+MOST_KEPT = 2**30  # bytes of features that are kept in memory while a head alone is trained
 
 Array = npt.NDArray[np.float32]
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True)
+class LetterTargets:
+    """One tensor of labels an input, of which some can be taken."""
+
+    rows: Sequence[Tensor]
+
+    @classmethod
+    def on(cls, device: torch.device, rows: Sequence[Tensor]) -> "LetterTargets":
+        """On a device."""
+        return cls([one.to(device) for one in rows])
+
+    def __getitem__(self, chosen: Sequence[int]) -> "LetterTargets":
+        return LetterTargets([self.rows[k] for k in chosen])
 
 
 class FineTuned:
@@ -47,12 +66,19 @@ class FineTuned:
     Parameters
     ----------
     model : what `ribozyme.load` takes (loaded in float32), or a loaded model, of which a copy is trained
-    task : `regression` (mean squared error) or `classification` (cross-entropy)
-    head : `linear`, `mlp`, or a module of your own from (n, width) to (n, outputs)
+    task : `regression` (mean squared error), `classification` (cross-entropy) or `multilabel` (several labels
+        of 0 and 1 an input)
+    level : `input`, a label an input; `token`, one for each of its letters
+    head : `linear`, `mlp`, `textcnn`, `attention`, or a module of your own from (n, width) to (n, outputs)
     pooling : how the rows of an input become one vector: `mean`, `last`, `first`, `max`, `cls`, or several
-        joined by `+`, such as `mean+last`; by default `mean` for sequences and `cls` for cells
+        joined by `+`, such as `mean+last`; by default `mean` for sequences and `cls` for cells; `none` where
+        the head reads the rows of the letters (`textcnn`, `attention`, labels of letters)
+    lora_rank : each training also trains LoRA adapters of this rank, and adds them to the weights at its end
+    class_weight : of a classification, `balanced` or a weight by class
+    standardise : the head reads features with the mean taken off, divided by their deviation, both measured
+        on some of the first training inputs
     outputs : numbers that the head gives; by default what the labels of the first `fit` need
-    hidden : width between the two layers of an `mlp`; by default that of the vector
+    hidden : width between the two layers of an `mlp` (by default that of the vector), channels of a `textcnn`
     dropout : share of the numbers that the head drops while training
     device : as in `ribozyme.load`, where `model` is a name
     generator : draws the first weights of the head, the order of the inputs, and dropout
@@ -69,8 +95,12 @@ class FineTuned:
         model: Any,
         *,
         task: Task,
+        level: Level = "input",
         head: str | nn.Module = "linear",
         pooling: str | None = None,
+        lora_rank: int | None = None,
+        class_weight: Any = None,
+        standardise: bool = False,
         outputs: int | None = None,
         hidden: int | None = None,
         dropout: float = 0.0,
@@ -81,15 +111,25 @@ class FineTuned:
             raise ConfigError(f"task {task!r} does not exist", hint=f"one of {', '.join(TASKS)}")
         self.model = _own_copy(model, device)
         self.task, self.head, self.hidden, self.dropout = task, head, hidden, dropout
-        self.pooling = pooling or default_pooling(self.model)
+        self.level, self.lora_rank, self.class_weight = level, lora_rank, class_weight
+        self.standardise = standardise
+        rows = level == "token" or head in ROW_HEADS
+        if level == "token" and head in ROW_HEADS:
+            raise ConfigError(f"head {head!r} makes one vector an input", hint="for letters: linear or mlp")
+        if rows and pooling not in (None, "none"):
+            raise ConfigError(f"this head reads the letters, not their {pooling!r}", hint="leave pooling out")
+        self.pooling = pooling or ("none" if rows else default_pooling(self.model))
+        if self.pooling == "none" and not rows:
+            raise ConfigError("pooling 'none' leaves no vector for this head", hint="leave pooling out")
         self.generator = generator or torch.Generator().manual_seed(0)
         before, after = (len(ids) for ids in special_tokens(self.model))
         self.pooler = Pooler(self.pooling, self.model.config.dim, before, after)
         self.network: Network | None = None
         self.labels: Labels | None = None
         self.outputs_wanted = outputs  # None once labels were seen
+        self.fitted = False
         if outputs is not None:
-            self._attach_head(Labels.blank(task, outputs))
+            self._attach_head(Labels.blank(task, outputs, level))
         elif not isinstance(head, str):
             raise ConfigError("a head of your own needs the number of its outputs", hint="give outputs=")
 
@@ -108,6 +148,7 @@ class FineTuned:
         batch_tokens: int | None = None,
         clip: float = 1.0,
         validation: tuple[Any, Any] | None = None,
+        patience: int | None = None,
         optimizer: Optimizer | None = None,
         loss: Loss | None = None,
         overlong: Overlong = "error",
@@ -118,13 +159,15 @@ class FineTuned:
         Parameters
         ----------
         inputs : whatever the model's `embed` takes, or what `read_inputs` made of it
-        labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers)
+        labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers), or (n, k)
+            of 0 and 1; of letters a list of such, one an input
         layers : 0, the head alone; n, also the last n layers and the final norm; None, everything
         warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear` or `cosine`
         batch_size : inputs of an optimizer step
         batch_tokens : tokens that go through the network at once; bounds the memory, not the result
         clip : longest gradient
         validation : inputs and labels to look at after each epoch; the best epoch's weights are kept
+        patience : epochs that are no better after which to stop
         optimizer : makes an optimizer of parameters; by default AdamW
         loss : from outputs and labels in their own units to a mean; by default what the task says
 
@@ -141,21 +184,24 @@ class FineTuned:
         )
         data = _whole(self._read(inputs, overlong, strict))
         known = self._understood(labels, len(data))
-        targets = known.encode(labels, len(data))
+        targets = known.encode(labels, len(data), self._letters(data))
         held = None
         if validation is not None:
             held = _whole(self._read(validation[0], overlong, strict))
-            held_targets = known.encode(validation[1], len(held))
+            held_targets = known.encode(validation[1], len(held), self._letters(held))
         network = self._attach_head(known)
-        network.train_layers(layers)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        make = optimizer or (lambda p: _adamw(p, learning_rate, weight_decay))
-        self.outputs_wanted = None
-        with self._own_random_numbers():
+        with self._own_random_numbers(), self._adapters(network):
+            network.train_layers(layers)
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            make = optimizer or (lambda p: _adamw(p, learning_rate, weight_decay))
+            if self.standardise and not self.fitted:
+                self._measure(data, budget)
+            self.outputs_wanted, self.fitted = None, True
+            whole = layers != 0 or network.adapted or self._features_bytes(data) > MOST_KEPT
             history = loop.train(
-                network if layers != 0 else network.head,
-                self._examples(data, targets, layers, budget),
-                None if held is None else self._examples(held, held_targets, layers, budget),
+                network if whole else network.head,
+                self._examples(data, targets, whole, budget),
+                None if held is None else self._examples(held, held_targets, whole, budget),
                 optimizer=make(trained),
                 loss=loss or self._loss,
                 generator=self.generator,
@@ -170,10 +216,10 @@ class FineTuned:
         batch_tokens: int | None = None,
         overlong: Overlong = "error",
         strict: bool = False,
-    ) -> Array:
+    ) -> Any:
         """(n, outputs) float32: of a regression in the units of the labels, of a classification logits.
 
-        A cell without known genes has NaN.
+        Of letters a list of (letters_i, outputs). A cell without known genes has NaN.
 
         Raises
         ------
@@ -184,20 +230,34 @@ class FineTuned:
         network, _ = self._ready()
         budget = batch_tokens or default_batch_tokens(self.model.device)
         network.eval()
-        rows = np.stack(run(data, lambda batch: self._in_units(network(batch)), self.model.device, budget))
+
+        def compute(batch: Packed) -> Sequence[Tensor] | Tensor:
+            found = self._in_units(network(batch))
+            return found.split(network.pooler.counts(batch.lengths)) if self.level == "token" else found
+
+        found = run(data, compute, self.model.device, budget)
+        if self.level == "token":
+            return found
+        rows = np.stack(found)
         rows[data.empty] = np.nan
         return rows
 
-    def predict(self, inputs: Any, **how: Any) -> npt.NDArray[Any]:
+    def predict(self, inputs: Any, **how: Any) -> Any:
         """The class, or the numbers, of each input; keywords as of `outputs`."""
         outputs = self.outputs(inputs, **how)
         return self._ready()[1].decode(outputs)
 
-    def probabilities(self, inputs: Any, **how: Any) -> Array:
-        """(n, classes) float32, columns as in `labels.classes`; keywords as of `outputs`."""
-        if self.task != "classification":
+    def probabilities(self, inputs: Any, **how: Any) -> Any:
+        """(n, classes) float32, columns as in `labels.classes`; of letters a list. Keywords: of `outputs`."""
+        if self.task == "regression":
             raise ConfigError("a regression has no probabilities", hint="use predict")
-        return torch.from_numpy(self.outputs(inputs, **how)).softmax(-1).numpy()
+        outputs = self.outputs(inputs, **how)
+        labels = self._ready()[1]
+        return (
+            [labels.probabilities(one) for one in outputs]
+            if self.level == "token"
+            else labels.probabilities(outputs)
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write backbone, head and labels into a folder; `FineTuned.load` gives the same predictions."""
@@ -208,14 +268,17 @@ class FineTuned:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS).unlink(missing_ok=True)  # written last: a save that was cut short is no model
         self.model.save(folder / BACKBONE)
-        state = {name: t.detach().cpu().contiguous() for name, t in network.head.state_dict().items()}
+        parts = {**network.head.state_dict(), **network.scaler.state_dict(prefix=SCALER)}
+        state = {name: t.detach().cpu().contiguous() for name, t in parts.items()}
         with AtomicFile(folder / HEAD) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
         settings = {
             "format": FORMAT,
             "pooling": self.pooling,
             "head": self.head if isinstance(self.head, str) else OWN,
+            "hidden": self.hidden,
             "dropout": self.dropout,
+            "standardise": self.standardise,
             "labels": asdict(labels),
         }
         with AtomicFile(folder / SETTINGS) as temporary:
@@ -236,22 +299,28 @@ class FineTuned:
             raise CheckpointError(f"{folder}: has a head of the user's own", hint="give it by head=")
         if not (folder / BACKBONE).is_dir():
             raise CheckpointError(f"{folder}: there is no folder {BACKBONE!r} in it")
-        found = open_checkpoint(folder / HEAD).tensors
+        found = dict(open_checkpoint(folder / HEAD).tensors)
         tuned = cls(
             (folder / BACKBONE).absolute(),
             task=labels.task,
+            level=labels.level,
             head=head if kind == OWN and head is not None else kind,
             pooling=settings["pooling"],
             outputs=labels.outputs,
-            hidden=len(found["1.weight"]) if kind == "mlp" and "1.weight" in found else None,
+            hidden=settings["hidden"],
             dropout=settings["dropout"],
+            standardise=settings["standardise"],
             device=device,
         )
         network, _ = tuned._ready()
+        scaler = {name: found.pop(name, torch.empty(0)) for name in network.scaler.state_dict(prefix=SCALER)}
+        if any(t.shape != (tuned.pooler.width,) for t in scaler.values()):
+            raise CheckpointError(f"{folder / HEAD}: its {SCALER[:-1]} does not fit")
+        network.scaler.load_state_dict({name.removeprefix(SCALER): t for name, t in scaler.items()})
         if (shapes := {n: tuple(t.shape) for n, t in found.items()}) != shapes_of(network.head):
             raise CheckpointError(f"{folder / HEAD}: tensors {shapes} do not fit a {kind!r} head")
         network.head.load_state_dict(found)
-        tuned.labels, tuned.outputs_wanted = labels, None
+        tuned.labels, tuned.outputs_wanted, tuned.fitted = labels, None, True
         return tuned
 
     def _ready(self) -> tuple[Network, Labels]:
@@ -263,7 +332,9 @@ class FineTuned:
         """What the first labels mean gives the head its outputs, classes and units; later ones must fit."""
         if self.labels is not None and self.outputs_wanted is None:
             return self.labels
-        return Labels.seen(self.task, labels, count, self.outputs_wanted)
+        return Labels.seen(
+            self.task, labels, count, self.outputs_wanted, self.level, class_weight=self.class_weight
+        )
 
     def _attach_head(self, labels: Labels) -> Network:
         if self.network is None:
@@ -277,37 +348,68 @@ class FineTuned:
                     dropout=self.dropout,
                     generator=self.generator,
                 )
-            self.network = Network(self.model.module, self.pooler, head.to(self.model.device)).eval()
+            self.network = Network(self.model.module, self.pooler, head).to(self.model.device).eval()
         self.labels = labels
         return self.network
 
     def _read(self, inputs: Any, overlong: Overlong, strict: bool) -> Inputs:
         return read_inputs(self.model, inputs, overlong=overlong, strict=strict)
 
-    def _examples(self, data: Inputs, targets: Tensor, layers: int | None, budget: int) -> Examples:
+    def _letters(self, data: Inputs) -> list[int]:
+        return [length - data.special for length in data.lengths]
+
+    def _features_bytes(self, data: Inputs) -> int:
+        return 4 * self.pooler.width * sum(self.pooler.counts(data.lengths))
+
+    def _measure(self, data: Inputs, budget: int) -> None:
+        """Mean and deviation of the features of some training inputs."""
+        network, _ = self._ready()
+        chosen = torch.randperm(len(data), generator=self.generator)[:MEASURED].tolist()
+        network.eval()
+        network.scaler.measure(run(data.chosen(chosen), network.features, self.model.device, budget))
+
+    @contextlib.contextmanager
+    def _adapters(self, network: Network) -> Iterator[None]:
+        """LoRA adapters for the time of a training."""
+        if self.lora_rank is not None:
+            add_lora(network.backbone, self.lora_rank, self.generator)
+        try:
+            yield
+        finally:
+            merge_lora(network.backbone)
+
+    def _examples(self, data: Inputs, targets: Any, whole: bool, budget: int) -> Examples:
         network, _ = self._ready()
         device = self.model.device
-        targets = targets.to(device)
-        if layers != 0:
+        goal: Any = targets.to(device) if self.level == "input" else LetterTargets.on(device, targets)
+        if whole:
             return Examples(
-                data.lengths, targets, lambda group: self._in_units(network(data.pack(group).to(device)))
+                data.lengths, goal, lambda group: self._in_units(network(data.pack(group).to(device)))
             )
         network.eval()  # the backbone does not change: each input goes through it once
-        vectors = torch.from_numpy(np.stack(run(data, network.pooled, device, budget))).to(device)
-        return Examples([1] * len(data), targets, lambda group: self._in_units(network.head(vectors[group])))
+        rows = [torch.from_numpy(one).to(device) for one in run(data, network.features, device, budget)]
+        counts = [len(one) for one in rows]
+
+        def read(group: Sequence[int]) -> Tensor:
+            chosen = torch.cat([rows[k] for k in group])
+            return self._in_units(network.read(chosen, [counts[k] for k in group]))
+
+        return Examples(counts, goal, read)
 
     def _in_units(self, outputs: Tensor) -> Tensor:
         """Outputs of the head in the units of the labels."""
         _, labels = self._ready()
-        if self.task == "classification":
+        if self.task != "regression":
             return outputs
         return outputs * outputs.new_tensor(labels.scale) + outputs.new_tensor(labels.mean)
 
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.task == "classification":
-            return F.cross_entropy(outputs, targets)
-        scale = outputs.new_tensor(self._ready()[1].scale)
-        return F.mse_loss(outputs / scale, targets / scale)
+    def _loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        labels = self._ready()[1]
+        if isinstance(targets, LetterTargets):
+            return labels.losses(
+                outputs, torch.cat(list(targets.rows)), [len(one) for one in targets.rows]
+            ).mean()
+        return labels.losses(outputs, targets).mean()
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -370,7 +472,9 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:
         kept: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings["labels"].items()
         }
-        types = {"pooling": str, "head": str, "dropout": int | float}
+        settings = {"hidden": None, "standardise": False, **settings}
+        types: dict[str, Any] = {"pooling": str, "head": str, "dropout": int | float, "standardise": bool}
+        types["hidden"] = int | None
         if wrong := [name for name, kind in types.items() if not isinstance(settings[name], kind)]:
             raise TypeError(f"{wrong[0]} is {settings[wrong[0]]!r}")
         return settings, Labels(**kept)

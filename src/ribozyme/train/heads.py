@@ -9,6 +9,8 @@ and `mlp` say something of each letter.
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,12 +62,36 @@ class Pooler(nn.Module):
         return (1,) * len(lengths)
 
 
+class Scaler(nn.Module):
+    """x to (x - mean) / scale; at first x itself."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def measure(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Take mean and deviation of rows (some, width); a number that never changes keeps its scale."""
+        every = np.concatenate(rows).astype(np.float64)
+        deviation = every.std(0)
+        still = deviation <= 1e-6 * max(1e-30, deviation.max())
+        self.mean.copy_(torch.from_numpy(every.mean(0)))
+        self.scale.copy_(torch.from_numpy(np.where(still, 1.0, deviation)))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return (rows - self.mean) / self.scale
+
+
 class Network(nn.Module):
     """A trained network with a fresh head: (T tokens) to (n, k), or of a head for letters to (L, k)."""
 
     def __init__(self, backbone: nn.Module, pooler: Pooler, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.pooler, self.head = backbone, pooler, head
+        self.scaler = Scaler(pooler.width)
         self.trained_layers: int | None = 0
         self.adapted = False  # whether there are LoRA adapters, which are trained beside the layers
 
@@ -73,8 +99,13 @@ class Network(nn.Module):
         """(n, width) vectors, or (L, d) rows, that the head reads; `pooler.counts` says how many an input."""
         return self.pooler(self.backbone.encode(batch), batch)  # type: ignore[operator]
 
+    def features(self, batch: Packed) -> Sequence[Tensor]:
+        """`pooled`, one (rows_i, width) an input."""
+        return self.pooled(batch).split(self.pooler.counts(batch.lengths))
+
     def read(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """What the head says of the rows of inputs that have so many each."""
+        rows = self.scaler(rows)
         return self.head(rows, counts) if isinstance(self.head, RowHead) else self.head(rows)
 
     def forward(self, batch: Packed) -> Tensor:

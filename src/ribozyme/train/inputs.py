@@ -38,6 +38,11 @@ class Inputs:
         """(n,) true for an input (a cell) in which there is nothing that the model knows."""
         return np.array(self.lengths) == self.special
 
+    def chosen(self, rows: Sequence[int]) -> "Inputs":
+        """Some of the inputs."""
+        values = None if self.values is None else [self.values[k] for k in rows]
+        return Inputs([self.ids[k] for k in rows], values, self.special)
+
     def pack(self, chosen: Sequence[int]) -> Packed:
         """The chosen inputs as one batch."""
         values = None if self.values is None else [self.values[k] for k in chosen]
