@@ -41,6 +41,7 @@ def embed(
     """Embed sequences or cells. A job that was stopped goes on when the same command is given again."""
     from ribozyme.engine.job import embed_file, stopped_by_signals
     from ribozyme.engine.sink import parts_folder
+    from ribozyme.report import counted
 
     settings = {
         "pooling": (pooling, "auto"),
@@ -71,7 +72,8 @@ def embed(
     if outcome.existed:
         print(f"{output} is whole already and was left as it is", file=sys.stderr)
     if outcome.rejected:
-        print(f"{outcome.rejected:,} records left out, see {output}.rejected.jsonl", file=sys.stderr)
+        left_out = counted(outcome.rejected, "records left out")
+        print(f"{left_out}, see {output}.rejected.jsonl", file=sys.stderr)
     if outcome.stopped is not None:
         kept = f"{outcome.rows:,} results are kept in {parts_folder(output)}"
         again = (

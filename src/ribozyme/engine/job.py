@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from anndata.io import write_elem
 
 from ribozyme import __version__
 from ribozyme.engine.load import load
@@ -266,18 +267,34 @@ def _write_table(output: Path, sink: Sink) -> None:
 
 def _write_h5ad(model: Any, source: str, output: Path, key: str, how: Any, sink: Sink) -> None:
     """The input with the embeddings in `obsm[key]`, and how they were made in `uns[key]`."""
-    from anndata.io import write_elem
-
     vectors = _rows_of_all(sink, model.config.dim)
     params = {"params": model.describe(source, how, vectors)}
     with AtomicFile(output) as temporary:
         if source.endswith(".h5ad"):
             shutil.copyfile(source, temporary)
+            _reserve(temporary, vectors.nbytes + 2**20)
+            with h5py.File(temporary, "r+") as file:
+                write_elem(file.require_group("obsm"), key, vectors)
+                write_elem(file.require_group("uns"), key, params)
         else:
-            read_cells(source, modality=how.modality).write_h5ad(temporary, compression="gzip")
-        with h5py.File(temporary, "r+") as file:
-            write_elem(file.require_group("obsm"), key, vectors)
-            write_elem(file.require_group("uns"), key, params)
+            cells = read_cells(source, modality=how.modality)
+            cells.obsm[key], cells.uns[key] = vectors, params
+            temporary.write_bytes(_h5ad_image(cells))
+
+
+def _reserve(path: Path, more: int) -> None:
+    """Room for a file to grow: a full disk is found here, for the HDF5 library crashes when it finds one."""
+    with path.open("rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size + more)
+
+
+def _h5ad_image(cells: Any) -> bytes:
+    """The content of an .h5ad; made in memory for the same reason."""
+    with h5py.File("cells", "w", driver="core", backing_store=False) as file:
+        write_elem(file, "/", cells, dataset_kwargs={"compression": "gzip"})
+        file.flush()
+        return file.id.get_file_image()
 
 
 def _rows_of_all(sink: Sink, dim: int) -> Any:
