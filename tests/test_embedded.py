@@ -5,8 +5,10 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import ribozyme as rz
+from ribozyme.tensors import sha256_but_seal
 
 EMBEDDED = [model for model in rz.models() if model.hub is None]
 NAMES = [model.name for model in EMBEDDED]
@@ -33,6 +35,13 @@ def test_weights_are_small_and_say_where_they_come_from(name):
     card = json.loads((folder / "card.json").read_text())
     assert card["licence"] == next(m for m in EMBEDDED if m.name == name).licence
     assert card["held_out_loss"] < card["held_out_loss_untrained"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_sealed_so_that_damage_is_noticed(name):
+    path = files("ribozyme") / "weights" / name / "model.safetensors"
+    with safe_open(path, "pt") as content:
+        assert content.metadata()["sha256"] == sha256_but_seal(path)
 
 
 @pytest.mark.filterwarnings("ignore::ribozyme.errors.InputWarning")

@@ -13,13 +13,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ribozyme import tensors
 from ribozyme.errors import CheckpointError
-from ribozyme.tensors import read_tensors
+from ribozyme.tensors import read_tensors, write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -442,3 +443,38 @@ def test_mutants_are_read_or_refused_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_thousands_of_mutants_are_read_or_refused_and_nothing_else(tmp_path, seed):
     run_fuzz_in_a_child(tmp_path, seed, count=1500)
+
+
+# ------------------------------------------------------------------------------------------ flipped bits
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_flipped_bit_in_what_we_wrote_is_noticed(tmp_path, times):
+    path, rng = tmp_path / "model.safetensors", np.random.default_rng(0)
+    write_safetensors(path, {"a": torch.randn(8, 8), "b": torch.arange(3)}, settings='{"layers": 2}')
+    whole = path.read_bytes()
+    assert read_tensors(path)[1] == {"layers": 2}
+    key = range(
+        whole.index(b'"sha256"'), whole.index(b'"sha256"') + 8
+    )  # without it there is no seal, and no harm
+    for place in rng.choice([k for k in range(8 * len(whole)) if k // 8 not in key], times, replace=False):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_tensors(path)
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_flipped_bit_in_a_tensor_of_a_torch_archive_is_noticed(tmp_path, times):
+    path, rng = tmp_path / "model.pth", np.random.default_rng(0)
+    numbers = torch.randn(64, 64)
+    torch.save({"a": numbers}, path)
+    whole = path.read_bytes()
+    begin = whole.index(numbers.numpy().tobytes())
+    for place in rng.choice(8 * 4 * numbers.numel(), times, replace=False):
+        flipped = bytearray(whole)
+        flipped[begin + place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="checksum"):
+            read_tensors(path)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ribozyme.errors import CheckpointError
 from ribozyme.files import AtomicFile as AtomicFile
 from ribozyme.registry import WEIGHT_FILES, WEIGHT_SUFFIXES
-from ribozyme.tensors import read_tensors
+from ribozyme.tensors import read_tensors, write_safetensors
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
@@ -258,8 +257,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `config.json`; each appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with AtomicFile(folder / "model.safetensors") as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, dict(tensors))
     with AtomicFile(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")

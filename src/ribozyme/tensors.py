@@ -4,9 +4,13 @@
 `argparse.Namespace` (the settings in fairseq files) as the one class allowed beside tensors and plain values.
 A refused file is never tried in another way. Large ones are converted once to safetensors in our cache.
 Types are kept as stored; the models choose theirs.
+
+The safetensors that we write carry the sha256 of the file in their metadata (counted with zeros in its
+place): the format itself has no checksum, and one flipped bit would be read as another number.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import zipfile
@@ -30,8 +34,10 @@ MAX_GROWTH = 4
 """Tensors may share their numbers (tied weights); all together may claim this many times the file."""
 CONVERT_FROM = 16 * 2**20
 """Pickles from this size on are converted once; smaller ones are read in no time."""
-CONVERTED = "converted-1"
+CONVERTED = "converted-2"
 """Folder in the cache; a new number when the conversion changes."""
+
+SEAL, UNSEALED = b'"sha256":"', "0" * 64
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 DTYPES = frozenset(
@@ -66,13 +72,38 @@ def read_tensors(path: Path) -> tuple[Tensors, Settings]:
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, Settings]:
-    """Tensors mapped from a .safetensors file, and our settings from its metadata."""
+    """Tensors mapped from a .safetensors file, and our settings from its metadata; a seal is checked."""
     metadata = _safetensors_metadata(path)
+    if "sha256" in metadata and sha256_but_seal(path) != metadata["sha256"]:
+        raise _damaged(path, "it is not what was written (sha256)")
     try:
         settings = json.loads(metadata.get("settings", "{}"))
         return load_file(path), settings if isinstance(settings, dict) else {}
     except Exception as error:  # the library has no single error type
         raise _damaged(path, str(error)) from error
+
+
+def write_safetensors(path: Path, tensors: Tensors, **metadata: str) -> None:
+    """Write tensors, each with numbers of its own, and seal the file: a bit that changes later is noticed."""
+    apart = {name: tensor.detach().cpu() for name, tensor in _apart(tensors).items()}
+    save_file(apart, path, metadata={"format": "pt", **metadata, "sha256": UNSEALED})
+    seal = sha256_but_seal(path).encode()
+    with path.open("rb+") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        file.seek(8 + header.index(SEAL) + len(SEAL))
+        file.write(seal)
+
+
+def sha256_but_seal(path: Path) -> str:
+    """The sha256 of a file, with zeros where its seal is."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+        before, mark, after = header.partition(SEAL)
+        whole = hashlib.sha256(length + before + mark + (UNSEALED.encode() + after[64:] if mark else b""))
+        for block in iter(lambda: file.read(2**22), b""):
+            whole.update(block)
+    return whole.hexdigest()
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:
@@ -131,12 +162,23 @@ def _read_pickle(path: Path, start: bytes) -> tuple[Tensors, Settings]:
 
 
 def _check_archive(path: Path) -> None:
-    """The members of a torch archive lie in it uncompressed, so none can be larger than the file."""
+    """The members of a torch archive lie in it uncompressed, so none can be larger than the file.
+
+    Each has a checksum, which torch does not look at.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            _check_members(path, archive.infolist())
+            wrong = archive.testzip()
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile raises several kinds on damaged files
         raise _damaged(path, str(error)) from error
+    if wrong is not None:
+        raise _damaged(path, f"the checksum of {wrong!r} in it is wrong")
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if any(one.compress_type != zipfile.ZIP_STORED for one in members):
         raise CheckpointError(f"{path}: refused: compressed inside, which torch never writes")
     if len(members) > MAX_TENSORS or sum(one.file_size for one in members) > path.stat().st_size:
@@ -208,8 +250,7 @@ def _read_converted(path: Path, start: bytes) -> tuple[Tensors, Settings]:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with AtomicFile(copy) as temporary:
-            metadata = {"format": "pt", "source": path.name, "settings": json.dumps(settings)}
-            save_file(_apart(tensors), temporary, metadata=metadata)
+            write_safetensors(temporary, tensors, source=path.name, settings=json.dumps(settings))
     except (OSError, SafetensorError):
         return tensors, settings  # the cache cannot be written: the same again next time
     return read_safetensors(copy)
