@@ -15,12 +15,15 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from ribozyme import data, metrics, models, pl, pp
+    from ribozyme.engine.job import Outcome, embed_file
     from ribozyme.engine.load import load
     from ribozyme.errors import InputWarning, RibozymeError
     from ribozyme.io.cells import read_cells
     from ribozyme.io.sequences import read_sequences
 
 _HOME = {
+    "Outcome": "ribozyme.engine.job",
+    "embed_file": "ribozyme.engine.job",
     "load": "ribozyme.engine.load",
     "read_cells": "ribozyme.io.cells",
     "read_sequences": "ribozyme.io.sequences",
@@ -31,9 +34,11 @@ _MODULES = ("data", "metrics", "models", "pl", "pp")
 
 __all__ = [
     "InputWarning",
+    "Outcome",
     "RibozymeError",
     "__version__",
     "data",
+    "embed_file",
     "load",
     "metrics",
     "models",
