@@ -1,172 +1,192 @@
-"""Objectives against their definitions, the schedule at its corners, and a loop that learns."""
+"""Pretraining from end to end: every family learns by heart, runs go on, two processes are one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy import sparse
 
-from ribozyme.models.helix.config import Config as HelixConfig
-from ribozyme.models.helix.model import HelixMRNA
-from ribozyme.models.rnafm.config import Config as RNAConfig
-from ribozyme.models.rnafm.model import RNAFM
+import ribozyme as rz
+from ribozyme.engine.cells import CellModel
+from ribozyme.errors import ConfigError, InputError
 from ribozyme.models.scgpt.config import Config as CellConfig
 from ribozyme.models.scgpt.model import ScGPT
-from ribozyme.packing import Packed
-from ribozyme.train.pretrain import (
-    Recipe,
-    contrast,
-    cropped,
-    masked_letters,
-    masked_values,
-    next_letter,
-    pretrain,
-    shuffled,
-    shuffled_cells,
-)
+from ribozyme.models.scgpt.vocab import Vocabulary
+from ribozyme.train.loop import Training
+from ribozyme.train.pretrain import Recipe, pretrain
 
-LETTERS = torch.tensor([4, 5, 6, 7])
+PATTERNS = ["ACGU" * 5, "AACCGGUU" * 2, "AUAUAUAUAUAU"]
 
 
-def seeded(module):
+@pytest.fixture
+def scgpt():
+    vocabulary = Vocabulary(["A1BG", "A2M", "NAT1", "NAT2", "AAMP", "ABAT", "<pad>", "<cls>", "<eoc>"])
+    module = ScGPT(CellConfig(vocab_size=9, layers=1, dim=16, heads=2, ffn_dim=32, dropout=0.0))
     module.initialise(torch.Generator().manual_seed(0))
-    return module
+    return CellModel(module, vocabulary, torch.device("cpu"))
 
 
 @pytest.fixture
-def helix():
-    return seeded(HelixMRNA(HelixConfig(layout="M+", dim=16, heads=1, head_dim=32, state=8)))
+def adata():
+    import anndata as ad
+    import pandas as pd
+
+    counts = np.array([[9, 1, 4, 0, 2, 6], [1, 8, 3, 5, 7, 2]], np.float32)
+    genes = ["A1BG", "A2M", "NAT1", "NAT2", "AAMP", "ABAT"]
+    return ad.AnnData(counts, obs=pd.DataFrame(index=["a", "b"]), var=pd.DataFrame(index=genes))
 
 
-@pytest.fixture
-def rnafm():
-    return seeded(RNAFM(RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, positions=40, contact_head=False)))
+def recipe(**changes):
+    given = {"steps": 60, "step_tokens": 60, "learning_rate": 2e-2, "held": 0.0, "validate_every": 20}
+    return Recipe(**(given | changes))
 
 
-def draw(lengths, low, high):
-    generator = np.random.default_rng(0)
-    return [generator.integers(low, high, n) for n in lengths]
+@pytest.mark.parametrize("family", ["helix", "rnafm"])
+def test_a_tiny_model_of_sequences_learns_patterns_by_heart(make_model, family, tmp_path):
+    model = make_model(family)
+    how = recipe(share=0.3, steps=120 if family == "rnafm" else 60)
+    history = pretrain(model, PATTERNS, tmp_path, how, log_every=20)
+    assert history.loss[-1] < 0.35 * history.loss[0]
+    assert history.steps[-1] == how.steps
+    again = rz.load(tmp_path, device="cpu", dtype="float32")
+    np.testing.assert_allclose(again.embed(PATTERNS), model.embed(PATTERNS), atol=1e-6)
 
 
-def test_next_letter_is_the_cross_entropy_inside_each_sequence(helix):
-    sequences = draw([5, 1, 9], 7, 11)
-    logs = [helix.logits(helix.encode(Packed.of([one]))).log_softmax(-1) for one in sequences]
-    terms = [-log[k, one[k + 1]] for log, one in zip(logs, sequences) for k in range(len(one) - 1)]
-    torch.testing.assert_close(next_letter(helix)(Packed.of(sequences)), torch.stack(terms).mean())
-
-
-def test_masked_letters_hide_only_letters_and_ask_only_for_the_hidden(rnafm, monkeypatch):
-    [ids] = draw([3000], 4, 8)
-    ids[::10] = 0  # a special token: never hidden
-    seen = {}
-
-    def encode(batch):
-        seen["ids"] = batch.ids
-        return torch.zeros(len(batch.ids), 16)
-
-    def logits(rows):
-        seen["asked"] = len(rows)
-        return torch.zeros(len(rows), 25)
-
-    monkeypatch.setattr(rnafm, "encode", encode)
-    monkeypatch.setattr(rnafm, "logits", logits)
-    loss = masked_letters(rnafm, 24, LETTERS, torch.Generator().manual_seed(0))(Packed.of([ids]))
-    changed = seen["ids"].numpy() != ids
-    assert not changed[::10].any()
-    assert seen["asked"] == pytest.approx(0.15 * 2700, rel=0.2)
-    assert (seen["ids"] == 24).sum() == pytest.approx(0.8 * seen["asked"], rel=0.15)
-    assert seen["asked"] > changed.sum() > 0.8 * seen["asked"]
-    torch.testing.assert_close(loss, torch.tensor(25.0).log())  # flat scores
-
-
-def test_masked_values_is_the_squared_error_of_both_heads_at_the_hidden_bins(monkeypatch):
-    config = CellConfig(vocab_size=30, layers=1, dim=16, heads=2, ffn_dim=16, dropout=0.0, flag=False)
-    model = seeded(ScGPT(config)).eval()
-    ids, bins = draw([12, 7], 0, 27), [one.astype(np.float32) for one in draw([12, 7], 1, 51)]
-    given = {}
-    forward = model.forward
-    monkeypatch.setattr(
-        model,
-        "forward",
-        lambda batch, **kw: given.setdefault("out", forward(given.setdefault("in", batch), **kw)),
-    )
-    batch = Packed.of(ids, bins)
-    loss = masked_values(model, -1.0, 51, torch.Generator().manual_seed(0))(batch)
-    hidden = given["in"].values == -1
-    assert 0 < hidden.sum() < len(hidden)
-    assert not hidden[[0, 12]].any()
-    both = (given["out"].expression.value, given["out"].mvc.value)
-    expected = sum(F.mse_loss(one[hidden], batch.values[hidden]) for one in both) / 51**2
-    torch.testing.assert_close(loss, expected)
-
-
-def test_the_learning_rate_rises_stays_and_falls_to_nearly_nothing():
-    recipe = Recipe(steps=100, learning_rate=1.0, warmup=0.1, decay=0.4)
-    rates = [recipe.rate(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[20] == rates[40] == 1.0
-    assert rates[60:] == sorted(rates[60:], reverse=True)
-    assert 0 < rates[-1] < 0.05
-
-
-def test_every_sequence_comes_once_before_one_comes_again():
-    sequences = [np.full(3 + k, k) for k in range(10)]
-    batches = shuffled(sequences, 20, 100, np.random.default_rng(0))
-    seen = []
-    while len(seen) < 10:
-        batch = next(batches)
-        assert len(batch.ids) >= 20
-        seen += [int(part[0]) for part in batch.split(batch.ids)]
-    assert sorted(seen[:10]) == list(range(10))
-
-
-def test_long_cells_give_a_random_part_behind_their_first_token():
-    bins = sparse.csr_matrix(np.arange(1, 41, dtype=np.float32).reshape(2, 20))
-    ids = np.arange(100, 120)
-    batch = next(shuffled_cells(bins, ids, (99, -2.0), 1, 8, np.random.default_rng(0)))
-    assert batch.lengths == (9,)
-    assert (batch.ids[0], batch.values[0]) == (99, -2)
-    offset = batch.values[1:] - (batch.ids[1:] - 100)
-    assert len(set(offset.tolist())) == 1  # each gene kept its own value
-
-
-def test_a_tiny_model_learns_a_pattern_by_heart(helix):
-    pattern = np.tile([7, 8, 9, 10], 8)
+@pytest.mark.parametrize("objective", ["values", "generative"])
+def test_a_tiny_model_of_cells_learns_them_by_heart(scgpt, adata, objective, tmp_path):
     history = pretrain(
-        helix, shuffled([pattern], 32, 64, np.random.default_rng(0)), next_letter(helix),
-        Recipe(steps=60, learning_rate=2e-2), every=20,
-    )  # fmt: skip
-    assert history.losses[0] > 3 * history.losses[-1]
-    assert history.steps == [20, 40, 60]
-    assert history.tokens[-1] == 60 * 32
+        scgpt, adata, tmp_path, recipe(objective=objective, steps=150, learning_rate=1e-2), log_every=30
+    )
+    assert history.loss[-1] < 0.6 * history.loss[0]  # what is hidden is not always told by the rest
+    again = rz.load(tmp_path, device="cpu", dtype="float32")
+    np.testing.assert_allclose(again.embed(adata), scgpt.embed(adata), atol=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(helix):
-    with torch.no_grad():
-        helix.tokens.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 0"):
-        pretrain(helix, iter([Packed.of(draw([5], 7, 11))]), next_letter(helix), Recipe(steps=1))
+def write_fasta(path):
+    generator = np.random.default_rng(0)
+    sequences = ["".join(generator.choice(list("ACGU"), generator.integers(5, 40))) for _ in range(80)]
+    path.write_text("".join(f">s{k}\n{one}\n" for k, one in enumerate(sequences)))
+    return path
 
 
-def test_contrast_is_the_cross_entropy_of_finding_the_other_view():
-    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    terms = []
-    for k in range(6):
-        others = [j for j in range(6) if j != k]
-        scores = torch.stack([unit[k] @ unit[j] / 0.1 for j in others])
-        terms.append(-scores.log_softmax(0)[others.index(k ^ 1)])
-    torch.testing.assert_close(contrast(rows, 0.1), torch.stack(terms).mean())
+def test_a_run_from_a_file_goes_on_and_keeps_its_best_weights(make_model, tmp_path, monkeypatch):
+    corpus = write_fasta(tmp_path / "rna.fa")
+    how = recipe(steps=12, step_tokens=120, held=0.2, validate_every=4, buffer=16, sorted_steps=2)
+    whole = pretrain(make_model("helix"), corpus, tmp_path / "whole", how, save_every=5, log_every=3)
+    assert whole.validation_steps == [0, 4, 8, 12]
+    step = Training.step
+
+    class Killed(Exception):
+        pass
+
+    def until(self, *args):
+        if self.state.step == 7:
+            raise Killed
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", until)
+        with pytest.raises(Killed):
+            pretrain(make_model("helix"), corpus, tmp_path / "run", how, save_every=5, log_every=3)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    pretrain(make_model("helix"), corpus, tmp_path / "run", how, save_every=5, log_every=3)
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "run"))
+    assert one.read_bytes() == other.read_bytes()
+    with pytest.raises(ConfigError, match="holds a run with learning_rate"):
+        pretrain(make_model("helix"), corpus, tmp_path / "run", replace(how, learning_rate=1e-3))
 
 
-def test_crops_are_parts_between_the_ends():
-    sequences = [np.concatenate([[0], np.arange(10, 10 + n), [2]]) for n in (1, 7, 30)]
-    views = cropped(Packed.of(sequences), np.random.default_rng(0))
-    assert len(views.lengths) == 6
-    for k, view in enumerate(views.split(views.ids)):
-        whole = sequences[k // 2]
-        inner = view[1:-1].tolist()
-        assert (view[0], view[-1]) == (0, 2)
-        assert inner == list(range(inner[0], inner[0] + len(inner)))
-        assert set(inner) <= set(whole[1:-1].tolist())
-        assert len(inner) >= (len(whole) - 2) / 2
+def test_a_model_by_name_begins_with_its_weights_or_fresh_ones(tmp_path):
+    how = recipe(steps=1, learning_rate=1e-4)
+    known = pretrain("rnafm-mini", PATTERNS, tmp_path / "a", how, validation=PATTERNS, device="cpu")
+    fresh = pretrain(
+        "rnafm-mini", PATTERNS, tmp_path / "b", how, validation=PATTERNS, device="cpu", scratch=True
+    )
+    assert known.validation_loss[0] < fresh.validation_loss[0]
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["scratch"] is True
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("helix", {"objective": "masked"}, "objective 'masked' is not for this model"),
+        ("rnafm", {"objective": "next"}, "objective 'next' is not for this model"),
+        ("rnafm", {"coding": "mark"}, "no letter E"),
+    ],
+)
+def test_an_objective_of_another_model_is_an_error(make_model, family, changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        pretrain(make_model(family), PATTERNS, tmp_path / "run", recipe(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_that_is_missing_or_empty_is_an_error(make_model, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        pretrain(make_model("helix"), tmp_path / "none.fa", tmp_path / "run", recipe())
+    with pytest.raises(InputError, match="no sequences"):
+        pretrain(make_model("helix"), [], tmp_path / "run", recipe())
+    for wrong in ({"objective": "x"}, {"held": 1.0}, {"longest": 0}):
+        with pytest.raises(ConfigError):
+            recipe(**wrong)
+
+
+SCRIPT = """
+import sys, torch
+from ribozyme.train.pretrain import Recipe, pretrain
+torch.set_num_threads(1)
+how = Recipe(steps=8, step_tokens=400, learning_rate=1e-3, held=0.2, validate_every=4, precision="float32")
+pretrain("scgpt-mini" if sys.argv[1].endswith("h5ad") else "rnafm-mini", *sys.argv[1:3], how,
+         scratch=True, batch_tokens=100, log_every=1, save_every=3, device="cpu")
+"""
+
+
+def launched(count, corpus, folder):
+    """As torchrun starts processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in map(str, range(count)):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        environment = os.environ | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-c", SCRIPT, str(corpus), str(folder)]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    corpus = write_fasta(tmp_path / "rna.fa")
+    launched(2, corpus, tmp_path / "two")
+    subprocess.run([sys.executable, "-c", SCRIPT, str(corpus), str(tmp_path / "one")], check=True)
+    one, two = (json.loads((tmp_path / name / "curve.json").read_text()) for name in ("one", "two"))
+    for column in ("loss", "validation_loss"):
+        a, b = ([float("nan") if x is None else x for x in curve[column]] for curve in (one, two))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert one["tokens"] == two["tokens"]
+
+
+@pytest.mark.slow
+def test_torchrun_and_accelerate_launch_do_the_same(tmp_path):
+    corpus, script = write_fasta(tmp_path / "rna.fa"), tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    bin = Path(sys.executable).parent
+    launchers = {
+        "torchrun": [bin / "torchrun", "--nproc-per-node", "2", "--master-port", "29755"],
+        "accelerate": [bin / "accelerate", "launch", "--cpu", "--num_processes", "2",
+                       "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                       "--main_process_port", "29756"],
+    }  # fmt: skip
+    curves = {}
+    for name, launcher in launchers.items():
+        subprocess.run([*launcher, script, corpus, tmp_path / name], check=True, capture_output=True)
+        curves[name] = json.loads((tmp_path / name / "curve.json").read_text())["loss"]
+    np.testing.assert_allclose(curves["torchrun"], curves["accelerate"], atol=1e-5)

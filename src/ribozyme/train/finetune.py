@@ -8,11 +8,12 @@
 
 import contextlib
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,14 @@ from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.packing import Packed
+from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
-from ribozyme.train.loop import Examples, History, Loop, Loss
+from ribozyme.train.loop import Batch, Loop, first_process, process_device
 from ribozyme.train.lora import add_lora, merge_lora
+from ribozyme.train.run import History, Run
+from ribozyme.train.schedule import Schedule, parameter_groups
 
 FORMAT = 1
 SETTINGS, HEAD, BACKBONE = "finetuned.json", "head.safetensors", "backbone"
@@ -43,21 +47,44 @@ MOST_KEPT = 2**30  # bytes of features that are kept in memory while a head alon
 
 Array = npt.NDArray[np.float32]
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class LetterTargets:
-    """One tensor of labels an input, of which some can be taken."""
+class Labelled:
+    """The objective of a fine-tuning: the mean loss of inputs with labels. An example is a place in the data.
 
-    rows: Sequence[Tensor]
+    lengths : tokens of each input; of features that were computed once, their rows
+    pack : places to a batch of inputs; features : rows of each input, where they were computed once
+    goal : labels as numbers, of letters one tensor an input
+    loss : the mean over some inputs, from outputs in units of the labels, labels, and letters of each input
+    """
 
-    @classmethod
-    def on(cls, device: torch.device, rows: Sequence[Tensor]) -> "LetterTargets":
-        """On a device."""
-        return cls([one.to(device) for one in rows])
+    lengths: Sequence[int]
+    pack: Callable[[Sequence[int]], Packed]
+    goal: Tensor | Sequence[Tensor]
+    outputs: Callable[[Batch], Tensor]
+    loss: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    features: Sequence[Tensor] | None = None
+    parts: ClassVar[dict[str, float]] = {"labels": 1.0}
 
-    def __getitem__(self, chosen: Sequence[int]) -> "LetterTargets":
-        return LetterTargets([self.rows[k] for k in chosen])
+    def length(self, example: int) -> int:
+        """Tokens of an input."""
+        return self.lengths[example]
+
+    def batch(self, examples: Sequence[int], keys: Any) -> Batch:
+        """Inputs with their labels; nothing about them is random."""
+        own = [self.goal[k] for k in examples]
+        goal = torch.stack(own) if isinstance(self.goal, Tensor) else torch.cat(own)
+        targets = {"labels": goal}
+        if self.features is not None:
+            targets["features"] = torch.cat([self.features[k] for k in examples])
+        return Batch(self.pack(examples), targets, {"labels": float(len(examples))})
+
+    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The sum over the inputs."""
+        counts = batch.inputs.lengths
+        return {"labels": self.loss(self.outputs(batch), batch.targets["labels"], counts) * len(counts)}
 
 
 class FineTuned:
@@ -153,6 +180,10 @@ class FineTuned:
         loss: Loss | None = None,
         overlong: Overlong = "error",
         strict: bool = False,
+        folder: str | Path | None = None,
+        save_every: int = 0,
+        precision: str = "float32",
+        sorted_steps: int = 1,
     ) -> History:
         """Train the head, and as much of the network as is asked for; again, to go on training.
 
@@ -162,7 +193,8 @@ class FineTuned:
         labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers), or (n, k)
             of 0 and 1; of letters a list of such, one an input
         layers : 0, the head alone; n, also the last n layers and the final norm; None, everything
-        warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear` or `cosine`
+        warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear`, `cosine` or
+            `wsd` (level, and linear over the last 40 %)
         batch_size : inputs of an optimizer step
         batch_tokens : tokens that go through the network at once; bounds the memory, not the result
         clip : longest gradient
@@ -170,41 +202,87 @@ class FineTuned:
         patience : epochs that are no better after which to stop
         optimizer : makes an optimizer of parameters; by default AdamW
         loss : from outputs and labels in their own units to a mean; by default what the task says
+        folder : keep the training there (`train/run.py`); where it was stopped, the same call in a new
+            process goes on from its last checkpoint, and ends with the same weights
+        save_every : steps between checkpoints; by default each epoch
+        precision : `float32`, `bfloat16` or `auto`, as of `Loop`
+        sorted_steps : steps whose inputs are sorted by length together
 
         Raises
         ------
         InputError : inputs or labels that cannot be used; nothing was trained then.
-        ConfigError : a setting that makes no sense, or with which the loss became infinite.
+        ConfigError : a setting that makes no sense, a folder with another training, or a loss that became
+            infinite.
+        KeyboardInterrupt, SystemExit : with `folder`, on Ctrl-C or SIGTERM, after the checkpoint was written.
         """
         budget = batch_tokens or default_batch_tokens(self.model.device)
         if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
             raise ConfigError("validation is a pair of inputs and labels", hint="validation=(inputs, labels)")
-        loop = Loop(
-            epochs=epochs, batch_size=batch_size, budget=budget, clip=clip, warmup=warmup, decay=decay
-        )
+        if min(epochs, batch_size, budget) < 1:
+            raise ConfigError(
+                f"epochs {epochs}, batch_size {batch_size} and batch_tokens {budget} must be positive"
+            )
         data = _whole(self._read(inputs, overlong, strict))
         known = self._understood(labels, len(data))
         targets = known.encode(labels, len(data), self._letters(data))
-        held = None
+        held, held_targets = None, None
         if validation is not None:
             held = _whole(self._read(validation[0], overlong, strict))
             held_targets = known.encode(validation[1], len(held), self._letters(held))
         network = self._attach_head(known)
-        with self._own_random_numbers(), self._adapters(network):
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        every = -(-len(data) // batch_size)
+        loop = Loop(
+            schedule=Schedule(steps=epochs * every, kind=decay, warmup=warmup),
+            batch_tokens=budget,
+            clip=clip,
+            log_every=every,
+            validate_every=every,
+            save_every=save_every or every,
+            patience=patience,
+            precision=precision,
+            seed=seed,
+        )
+        feed = Feed(
+            corpus=InMemory(range(len(data))),
+            size=batch_size,
+            unit="examples",
+            buffer=len(data),
+            sorted_steps=sorted_steps,
+            seed=seed,
+        )
+        with self._adapters(network):
             network.train_layers(layers)
-            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            make = optimizer or (lambda p: _adamw(p, learning_rate, weight_decay))
+            if optimizer is None:
+                groups = parameter_groups(network.named_parameters(), weight_decay)
+                descent: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+            else:
+                descent = optimizer([p for p in network.parameters() if p.requires_grad])
             if self.standardise and not self.fitted:
                 self._measure(data, budget)
             self.outputs_wanted, self.fitted = None, True
             whole = layers != 0 or network.adapted or self._features_bytes(data) > MOST_KEPT
+            every_row = len(data) if held is None else len(data) + len(held)
+            objective = self._labelled(
+                _joined(data, held), _joined_targets(targets, held_targets), whole, budget, loss
+            )
+            settings = {
+                "kind": "fine-tuning",
+                "task": self.task,
+                "layers": layers,
+                "lora_rank": self.lora_rank,
+                "rate": [type(descent).__name__, *(group["lr"] for group in descent.param_groups)],
+                "data": _digest(objective),
+                **asdict(loop.schedule),
+                **{"batch_size": batch_size, "clip": clip, "patience": patience, "seed": seed},
+            }
             history = loop.train(
-                network if whole else network.head,
-                self._examples(data, targets, whole, budget),
-                None if held is None else self._examples(held, held_targets, whole, budget),
-                optimizer=make(trained),
-                loss=loss or self._loss,
-                generator=self.generator,
+                network,
+                objective,
+                feed,
+                descent,
+                held=range(len(data), every_row),
+                run=None if folder is None else Run(folder, settings, writes=first_process()),
             )
         network.requires_grad_(True)
         return history
@@ -378,23 +456,32 @@ class FineTuned:
         finally:
             merge_lora(network.backbone)
 
-    def _examples(self, data: Inputs, targets: Any, whole: bool, budget: int) -> Examples:
-        network, _ = self._ready()
-        device = self.model.device
-        goal: Any = targets.to(device) if self.level == "input" else LetterTargets.on(device, targets)
+    def _labelled(self, data: Inputs, targets: Any, whole: bool, budget: int, own: Loss | None) -> Labelled:
+        """Inputs that go through the network, or features of them that the head reads."""
+        network, labels = self._ready()
+
+        def loss(outputs: Tensor, goal: Tensor, counts: Sequence[int]) -> Tensor:
+            if own is not None:
+                return own(outputs, goal)
+            rows = [count - data.special for count in counts] if whole else counts
+            return labels.losses(outputs, goal, rows).mean()
+
         if whole:
-            return Examples(
-                data.lengths, goal, lambda group: self._in_units(network(data.pack(group).to(device)))
+            return Labelled(
+                data.lengths, data.pack, targets, lambda batch: self._in_units(network(batch.inputs)), loss
             )
         network.eval()  # the backbone does not change: each input goes through it once
-        rows = [torch.from_numpy(one).to(device) for one in run(data, network.features, device, budget)]
-        counts = [len(one) for one in rows]
+        found = run(data, network.features, self.model.device, budget)
+        features = [torch.from_numpy(one) for one in found]
+        counts = [len(one) for one in features]
 
-        def read(group: Sequence[int]) -> Tensor:
-            chosen = torch.cat([rows[k] for k in group])
-            return self._in_units(network.read(chosen, [counts[k] for k in group]))
+        def read(batch: Batch) -> Tensor:
+            return self._in_units(network.read(batch.targets["features"], batch.inputs.lengths))
 
-        return Examples(counts, goal, read)
+        def places(chosen: Sequence[int]) -> Packed:
+            return Packed.of([np.full(counts[k], k, np.int64) for k in chosen])
+
+        return Labelled(counts, places, targets, read, loss, features)
 
     def _in_units(self, outputs: Tensor) -> Tensor:
         """Outputs of the head in the units of the labels."""
@@ -403,50 +490,38 @@ class FineTuned:
             return outputs
         return outputs * outputs.new_tensor(labels.scale) + outputs.new_tensor(labels.mean)
 
-    def _loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        labels = self._ready()[1]
-        if isinstance(targets, LetterTargets):
-            return labels.losses(
-                outputs, torch.cat(list(targets.rows)), [len(one) for one in targets.rows]
-            ).mean()
-        return labels.losses(outputs, targets).mean()
-
-    @contextlib.contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
-        """Dropout draws from torch's global generators: seed them here, and give them back as they were."""
-        device = self.model.device
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            yield
-
 
 def _own_copy(model: Any, device: str) -> Any:
     if isinstance(model, str | Path):
-        return load_model(model, device=device, dtype="float32")
+        return load_model(model, device=process_device(device), dtype="float32")
     own = copy.copy(model)
     own.module = copy.deepcopy(model.module)
     set_matmul_dtype(own.module, torch.float32)
     return own
 
 
-def _adamw(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """Matrices decay; norms, biases and the rates of state-space layers do not."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in parameters:
-        groups[parameter.ndim > 1].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=learning_rate,
-    )
+def _joined(data: Inputs, held: Inputs | None) -> Inputs:
+    """Training inputs, and behind them those to validate on."""
+    if held is None:
+        return data
+    values = None if data.values is None or held.values is None else [*data.values, *held.values]
+    return Inputs([*data.ids, *held.ids], values, data.special)
+
+
+def _joined_targets(targets: Any, held: Any) -> Any:
+    if held is None:
+        return targets
+    return torch.cat([targets, held]) if isinstance(targets, Tensor) else [*targets, *held]
+
+
+def _digest(objective: Labelled) -> str:
+    """What tells one data set from another."""
+    found = hashlib.sha256(np.asarray(objective.lengths).tobytes())
+    for k in range(len(objective.lengths)):
+        if objective.features is None:
+            found.update(objective.pack([k]).ids.numpy().tobytes())
+        found.update(objective.goal[k].numpy().tobytes())
+    return found.hexdigest()
 
 
 def _whole(data: Inputs) -> Inputs:

@@ -1,232 +1,287 @@
-"""Pretraining from scratch: the objectives of the three models, and one plain loop over packed batches."""
+"""Pretraining: a language model of sequences, or a model of cells, from a corpus of any size.
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+>>> history = pretrain("rnafm-mini", "rna.fa.gz", "run", scratch=True, steps=10_000)
+>>> model = ribozyme.load("run")
 
-import numpy as np
-import numpy.typing as npt
+The same call again goes on from the last checkpoint, and does nothing where the run is complete.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from scipy import sparse
-from torch import Tensor, nn
 
-from ribozyme.packing import Packed, pool
+from ribozyme.engine.cells import CellModel
+from ribozyme.engine.device import batch_tokens as default_batch_tokens
+from ribozyme.engine.family import formats_of
+from ribozyme.engine.load import load
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.nn.linear import set_matmul_dtype
+from ribozyme.train.corpus import CellCorpus, Coding, SequenceCorpus, held_examples
+from ribozyme.train.feed import BUFFER, Feed, InMemory
+from ribozyme.train.loop import Loop, Objective, evaluate, first_process, process_device
+from ribozyme.train.objectives import (
+    Example,
+    Generative,
+    Genes,
+    Letters,
+    MaskedLetters,
+    MaskedValues,
+    NextLetter,
+)
+from ribozyme.train.run import History, Run, State
+from ribozyme.train.schedule import Schedule, parameter_groups
 
-Ids = npt.NDArray[np.int64]
-Loss = Callable[[Packed], Tensor]
-NO_DECAY = ("norm", "bias", "A_log", "D", "dt_bias")
-"""Parameters whose name ends in, or has a part of, one of these are not decayed."""
+OBJECTIVES = ("next", "masked", "values", "generative")
+BETAS = (0.9, 0.98)  # of AdamW: shorter memory than by default, as usual where gradients change fast
+MOST_HELD = 512
+E_WEIGHT = 0.2  # E follows from the reading frame: easy, and not what is to be learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A warmup-stable-decay schedule for AdamW (arXiv:2404.06395)."""
+    """How to pretrain; what is None is chosen by the model, the device and the other settings.
 
-    steps: int
+    steps, step_tokens : optimizer steps, and tokens of a step over all processes
+    longest : letters, or genes, of an input; of a longer one a random part
+    objective : `next` letter, `masked` letters, masked `values`, `generative`; by default by the model
+    contrast : of `masked`, the coefficient of telling two parts of a sequence from others
+    share : of the letters, or bins, that are masked; by default 0.15, 0.4
+    schedule, warmup, decay : as of `Schedule`; the warm-up is 2 % of the steps by default
+    buffer : inputs that are shuffled together
+    sorted_steps : steps whose inputs are sorted by length together
+    held : share of the inputs that are held out, of which at most 512 are looked at
+    """
+
+    steps: int = 10_000
+    step_tokens: int = 8_192
+    longest: int | None = None
+    objective: str | None = None
+    contrast: float = 0.0
+    share: float | None = None
+    coding: Coding = "whole"
     learning_rate: float = 1e-3
-    warmup: float = 0.02
-    decay: float = 0.4
     weight_decay: float = 0.01
+    schedule: str = "wsd"
+    warmup: int | None = None
+    decay: float = 0.4
     clip: float = 1.0
+    buffer: int = BUFFER
+    sorted_steps: int = 1
+    held: float = 0.005
+    validate_every: int = 500
+    patience: int | None = None
+    precision: str = "auto"
+    seed: int = 0
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step: up over `warmup`, level, linearly to zero over the last `decay`."""
-        done = (step + 1) / self.steps
-        rising = min(1.0, done / self.warmup) if self.warmup else 1.0
-        falling = min(1.0, (1 - done) / self.decay + 1 / self.steps) if self.decay else 1.0
-        return self.learning_rate * min(rising, falling)
-
-
-@dataclass(slots=True)
-class History:
-    """What was seen while training: steps, tokens, seconds, losses."""
-
-    steps: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    def __post_init__(self) -> None:
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise ConfigError(
+                f"objective {self.objective!r} does not exist", hint=f"one of {', '.join(OBJECTIVES)}"
+            )
+        if not 0 <= self.held < 1:
+            raise ConfigError(f"held {self.held} is a share from 0 to below 1")
+        if self.longest is not None and self.longest < 1:
+            raise ConfigError(f"longest {self.longest} must be positive")
 
 
 def pretrain(
-    module: nn.Module,
-    batches: Iterable[Packed],
-    loss: Loss,
-    recipe: Recipe,
+    model: Any,
+    corpus: Any,
+    folder: str | Path,
+    recipe: Recipe | None = None,
     *,
-    log: Callable[[History], None] | None = None,
-    every: int = 50,
+    scratch: bool = False,
+    validation: Any = None,
+    batch_tokens: int | None = None,
+    save_every: int = 500,
+    log_every: int = 50,
+    sequence_column: str | None = None,
+    gene_column: str | None = None,
+    device: str = "auto",
+    watch: Callable[[State], None] | None = None,
 ) -> History:
-    """Train `module` on `batches` for `recipe.steps` steps; `log` is called every `every` steps.
+    """Train a model on a corpus, in a folder that `ribozyme.load` reads when it is done.
+
+    Parameters
+    ----------
+    model : what `ribozyme.load` takes, or a loaded model, which is trained itself
+    corpus : sequences (FASTA, table, list ...) or cells (h5ad, AnnData ...), as `embed` of the model takes;
+        files are read as they are needed
+    folder : where the run is kept; with an unfinished one of the same settings in it, the run goes on
+    scratch : begin with fresh weights, of the same sizes, instead of those of the model
+    validation : another corpus to validate on, instead of a part of the first that is held out
+    batch_tokens : tokens that go through the network at once; bounds the memory, not the result
+    save_every, log_every : steps between checkpoints, and between lines of the log
+    watch : called after each line of the log
 
     Raises
     ------
-    FloatingPointError : the loss became NaN or infinite.
+    InputError : the corpus cannot be read, or there is nothing in it.
+    ConfigError : a setting that makes no sense, a run of other settings in the folder, or a loss that became
+        infinite.
+    KeyboardInterrupt, SystemExit : on Ctrl-C or SIGTERM, when the checkpoint was written.
     """
-    optimizer = torch.optim.AdamW(_groups(module, recipe.weight_decay), lr=0.0, betas=(0.9, 0.98))
-    history, recent, tokens, begin = History(), [], 0, time.monotonic()
-    module.train()
-    for step, batch in zip(range(recipe.steps), batches):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        value = loss(batch)
-        if not math.isfinite(value.item()):
-            raise FloatingPointError(f"the loss is {value.item()} at step {step}")
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
-        optimizer.step()
-        recent.append(value.item())
-        tokens += len(batch.ids)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            history.steps.append(step + 1)
-            history.tokens.append(tokens)
-            history.seconds.append(time.monotonic() - begin)
-            history.losses.append(float(np.mean(recent)))
-            recent = []
-            if log is not None:
-                log(history)
-    module.eval()
-    return history
+    recipe = recipe or Recipe()
+    loaded = load(model, device=process_device(device), dtype="float32") if _is_name(model) else model
+    if scratch:
+        loaded = loaded.untrained(recipe.seed)
+    set_matmul_dtype(loaded.module, torch.float32)
+    formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
+    objective = _objective(loaded, recipe)
+    source = _corpus(loaded, corpus, recipe, sequence_column, gene_column)
+    held = _held(loaded, source, validation, recipe, sequence_column, gene_column)
+    warmup = round(0.02 * recipe.steps) if recipe.warmup is None else recipe.warmup
+    loop = Loop(
+        schedule=Schedule(steps=recipe.steps, kind=recipe.schedule, warmup=warmup, decay=recipe.decay),
+        batch_tokens=batch_tokens or default_batch_tokens(loaded.device),
+        clip=recipe.clip,
+        log_every=log_every,
+        validate_every=recipe.validate_every,
+        validate_first=True,
+        save_every=save_every,
+        patience=recipe.patience,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    )
+    feed = Feed(
+        corpus=source,
+        size=recipe.step_tokens,
+        buffer=recipe.buffer,
+        sorted_steps=recipe.sorted_steps,
+        seed=recipe.seed,
+    )
+    groups = parameter_groups(loaded.module.named_parameters(), recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS)
+    settings = {
+        "kind": "pretraining",
+        "model": model if _is_name(model) and isinstance(model, str) else type(loaded.module).__name__,
+        "network": asdict(loaded.config),
+        "scratch": scratch,
+        "corpus": _described(corpus),
+        "validation": _described(validation),
+        "columns": [sequence_column, gene_column],
+        **asdict(recipe),
+    }
+    run = Run(folder, settings, writes=first_process(), also=lambda: loaded.save(folder))
+    return loop.train(loaded.module, objective, feed, optimizer, held=held, run=run, watch=watch)
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in module.named_parameters():
-        plain = parameter.ndim < 2 or any(part in name.split(".") for part in NO_DECAY)
-        groups[plain].append(parameter)
-    return [
-        {"params": groups[False], "weight_decay": weight_decay},
-        {"params": groups[True], "weight_decay": 0.0},
-    ]
+def held_out_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
+    """The loss of a model on examples, as the validation of `pretrain` gives it."""
+    budget = default_batch_tokens(model.device)
+    return evaluate(model.module, _objective(model, recipe), examples, budget, seed=recipe.seed)
 
 
-def shuffled(
-    sequences: Sequence[Ids], budget: int, longest: int, generator: np.random.Generator
-) -> Iterator[Packed]:
-    """Endless packed batches of about `budget` tokens; of a sequence past `longest` a random part."""
-    held: list[Ids] = []
-    size = 0
-    while True:
-        for index in generator.permutation(len(sequences)):
-            ids = sequences[index]
-            start = int(generator.integers(len(ids) - longest + 1)) if len(ids) > longest else 0
-            held.append(ids[start : start + longest])
-            size += len(held[-1])
-            if size >= budget:
-                yield Packed.of(held)
-                held, size = [], 0
+def _is_name(model: Any) -> bool:
+    return isinstance(model, str | Path)
 
 
-def shuffled_cells(
-    bins: sparse.csr_matrix,
-    gene_ids: Ids,
-    first: tuple[int, float],
-    budget: int,
-    longest: int,
-    generator: np.random.Generator,
-) -> Iterator[Packed]:
-    """Endless packed batches of cells; of a cell with more than `longest` genes a random part.
-
-    bins : (cells, genes) binned expression; gene_ids : (genes,) their ids
-    first : id and value of the token in front of each cell, `<cls>`
-    """
-    ids: list[Ids] = []
-    values: list[npt.NDArray[np.float32]] = []
-    while True:
-        for cell in generator.permutation(bins.shape[0]):
-            inside = np.arange(bins.indptr[cell], bins.indptr[cell + 1])
-            if len(inside) > longest:
-                inside = np.sort(generator.choice(inside, longest, replace=False))
-            ids.append(np.concatenate([[first[0]], gene_ids[bins.indices[inside]]]))
-            values.append(np.concatenate([[first[1]], bins.data[inside]]).astype(np.float32))
-            if sum(map(len, ids)) >= budget:
-                yield Packed.of(ids, values)
-                ids, values = [], []
-
-
-def next_letter(module: nn.Module, weights: Tensor | None = None) -> Loss:
-    """Cross-entropy of each letter given those before it; `weights` (vocabulary,) weighs the letters."""
-
-    def loss(batch: Packed) -> Tensor:
-        rows = module.encode(batch)  # type: ignore[operator]
-        last = batch.cu_seqlens[1:].long() - 1
-        inner = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-        inner[last] = False
-        target = batch.ids.roll(-1)[inner]
-        return F.cross_entropy(module.logits(rows[inner]), target, weight=weights)  # type: ignore[operator]
-
-    return loss
+def _objective(model: Any, recipe: Recipe) -> Objective:
+    cells = model.reads == "cells"
+    default = "values" if cells else "next" if model.config.causal else "masked"
+    name = recipe.objective or default
+    fits = ("values", "generative") if cells else ("next",) if model.config.causal else ("masked",)
+    if name not in fits:
+        raise ConfigError(f"objective {name!r} is not for this model", hint=f"one of {', '.join(fits)}")
+    if cells:
+        return _of_cells(model, recipe, name)
+    window = model.config.max_letters
+    limits = [limit for limit in (window, recipe.longest) if limit is not None]
+    reading = Letters(
+        prefix=tuple(model.tokenizer.prefix),
+        suffix=tuple(model.tokenizer.suffix),
+        longest=min(limits, default=1 << 30),
+        optional=_marks(model.tokenizer, recipe),
+        views=2 if recipe.contrast else 1,
+    )
+    if name == "next":
+        if reading.optional is None:
+            return NextLetter(reading)
+        weights = [1.0] * len(model.tokenizer.letters)
+        weights[reading.optional[0]] = E_WEIGHT
+        return NextLetter(reading, tuple(weights))
+    plain = [bool(letter) and not set(letter) - set("ACGU") for letter in model.tokenizer.letters]
+    letters = tuple(k for k, is_plain in enumerate(plain) if is_plain)
+    share = 0.15 if recipe.share is None else recipe.share
+    return MaskedLetters(reading, model.tokenizer.mask_id, letters, share, recipe.contrast)
 
 
-def masked_letters(
-    module: nn.Module,
-    mask_id: int,
-    letters: Tensor,
-    generator: torch.Generator,
-    share: float = 0.15,
-    weight: float = 0.0,
-) -> Loss:
-    """Cross-entropy at `share` of the letters: 80 % masked, 10 % swapped, 10 % left (arXiv:1810.04805).
-
-    letters : ids that may be chosen and that replace, without special tokens
-    weight : of `contrast` between the mean rows, for batches whose sequences come in two views
-    """
-
-    def loss(batch: Packed) -> Tensor:
-        ids = batch.ids
-        draw = torch.rand(ids.shape, generator=generator)
-        chosen = (draw < share) & torch.isin(ids, letters)
-        kind = torch.rand(ids.shape, generator=generator)
-        other = letters[torch.randint(len(letters), ids.shape, generator=generator)]
-        seen = torch.where(chosen & (kind < 0.8), mask_id, ids)
-        seen = torch.where(chosen & (kind >= 0.9), other, seen)
-        rows = module.encode(replace(batch, ids=seen))  # type: ignore[operator]
-        hidden = F.cross_entropy(module.logits(rows[chosen]), ids[chosen])  # type: ignore[operator]
-        return hidden if weight == 0 else hidden + weight * contrast(pool(rows, batch.lengths, "mean"))
-
-    return loss
+def _marks(tokenizer: Any, recipe: Recipe) -> tuple[int, float] | None:
+    """The letter in front of codons, which 40 % of the sequences do without: users have both kinds."""
+    if recipe.coding != "mark":
+        return None
+    if "E" not in tokenizer.letters:
+        raise ConfigError("this model has no letter E to mark codons with", hint="use coding='whole'")
+    return tokenizer.letters.index("E"), 0.4
 
 
-def masked_values(
-    module: nn.Module, mask_value: float, bins: int, generator: torch.Generator, share: float = 0.4
-) -> Loss:
-    """Squared error of hidden expression bins (scGPT), from each gene's row and from the cell alone.
-
-    `share` of the values are replaced by `mask_value`; errors are in units of all bins.
-    """
-
-    def loss(batch: Packed) -> Tensor:
-        assert batch.values is not None
-        hidden = torch.rand(len(batch.ids), generator=generator) < share
-        hidden[batch.cu_seqlens[:-1].long()] = False  # `<cls>` has no expression
-        seen = torch.where(hidden, mask_value, batch.values)
-        output = module(replace(batch, values=seen), heads=("expression", "mvc"))
-        target = batch.values[hidden] / bins
-        both = (output.expression.value, output.mvc.value)
-        return sum((F.mse_loss(one[hidden] / bins, target) for one in both), torch.zeros(()))
-
-    return loss
+def _of_cells(model: Any, recipe: Recipe, name: str) -> Objective:
+    config = model.config
+    longest = 1_199 if recipe.longest is None else recipe.longest
+    reading = Genes(cls_id=model.vocabulary.cls_id, cls_value=config.pad_value, longest=longest)
+    if name == "generative":
+        if not config.flag:
+            raise ConfigError("this network has no flag for genes to generate", hint="use objective='values'")
+        return Generative(reading, config.n_bins)
+    share = 0.4 if recipe.share is None else recipe.share
+    return MaskedValues(reading, config.mask_value, config.n_bins, share)
 
 
-def contrast(rows: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of finding the other view of an input among all (InfoNCE, arXiv:2002.05709).
+def _corpus(
+    model: Any, source: Any, recipe: Recipe, sequence_column: str | None, gene_column: str | None
+) -> Any:
+    """Whatever the user gave as a corpus; one of ours, or a list of examples, as it is."""
+    if isinstance(source, SequenceCorpus | CellCorpus | InMemory):
+        return source
+    if isinstance(source, list) and source and isinstance(source[0], Example):
+        return InMemory(source)
+    if isinstance(source, str | Path) and not Path(source).exists():
+        raise InputError(f"{source}: there is no such file or folder")
+    if isinstance(model, CellModel):
+        return CellCorpus(
+            source=source,
+            lookup=model.lookup,
+            n_bins=model.config.n_bins,
+            gene_column=gene_column,
+            held=recipe.held,
+        )
+    if not isinstance(source, str | Path) and not hasattr(source, "columns"):
+        source = list(source)  # an iterator could be read once only
+    return SequenceCorpus(
+        source=source,
+        tokenizer=model.tokenizer,
+        sequence_column=sequence_column,
+        coding=recipe.coding,
+        held=recipe.held,
+    )
 
-    rows : (2 n, d), where rows 2 k and 2 k + 1 are two views of input k
-    """
-    rows = F.normalize(rows, dim=1)
-    alike = (rows @ rows.T / temperature).fill_diagonal_(-math.inf)
-    return F.cross_entropy(alike, torch.arange(len(rows), device=rows.device) ^ 1)
+
+def _held(
+    model: Any,
+    source: Any,
+    validation: Any,
+    recipe: Recipe,
+    sequence_column: str | None,
+    gene_column: str | None,
+) -> list[Example]:
+    if validation is not None:
+        other = _corpus(model, validation, recipe, sequence_column, gene_column)
+        if isinstance(other, InMemory):
+            return list(other.examples)
+        return held_examples(replace(other, held=1.0), MOST_HELD)
+    if isinstance(source, InMemory) or not recipe.held:
+        return []
+    return held_examples(source, MOST_HELD)
 
 
-def cropped(batch: Packed, generator: np.random.Generator, least: float = 0.5) -> Packed:
-    """Two random parts, of at least the share `least`, of each sequence, between its first and last token."""
-    views = []
-    for ids in batch.split(batch.ids):
-        inner = ids[1:-1].numpy()
-        for _ in range(2):
-            length = int(np.ceil(len(inner) * generator.uniform(least, 1)))
-            start = int(generator.integers(len(inner) - length + 1))
-            views.append(np.concatenate([ids[:1], inner[start : start + length], ids[-1:]]))
-    return Packed.of(views)
+def _described(source: Any) -> Any:
+    """What of a corpus must be the same for a run to go on."""
+    if source is None:
+        return None
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return [path.name, path.stat().st_size if path.is_file() else None]
+    return [type(source).__name__, len(source) if hasattr(source, "__len__") else None]

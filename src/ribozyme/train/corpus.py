@@ -1,0 +1,179 @@
+"""What a network is pretrained on, read as it is needed: sequences or cells, from files of any size.
+
+A row that is not trained on (held out, or nothing in it) is read as None, so that a place in a corpus is a
+number of rows, whoever reads it.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ribozyme.errors import ConfigError, InputError
+from ribozyme.io.cells import Cells, open_cells
+from ribozyme.io.sequences import read_sequences
+from ribozyme.pp.codons import mark_codons
+from ribozyme.pp.genes import GeneLookup, match_genes
+from ribozyme.pp.tokens import Reading, tokenise
+from ribozyme.report import Report
+from ribozyme.train.objectives import Example
+
+Coding = Literal["whole", "mark", "only"]
+CODINGS: tuple[Coding, ...] = ("whole", "mark", "only")
+ROWS, CELLS = 4_096, 1_024
+"""Rows of a table, and cells, that are read at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceCorpus:
+    """Sequences as examples.
+
+    source : whatever `read_sequences` takes. The rows of a parquet file are read group by group, the groups
+        in random order; other files from beginning to end.
+    coding : of a table with columns `cds_start` and `cds_end`: `whole` sequences; `mark`, an E before each
+        codon; `only`, the coding sequences alone
+    held : the share of sequences that is held out (by a hash, so equal ones share their fate)
+    wanted : read the `training` part, or the one `held` out
+    """
+
+    source: Any
+    tokenizer: Any
+    sequence_column: str | None = None
+    coding: Coding = "whole"
+    held: float = 0.0
+    wanted: Literal["training", "held"] = "training"
+
+    def __post_init__(self) -> None:
+        if self.coding not in CODINGS:
+            raise ConfigError(f"coding {self.coding!r} does not exist", hint=f"one of {', '.join(CODINGS)}")
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return str(self.source) if isinstance(self.source, str | Path) else "the sequences"
+
+    def read(self, generator: np.random.Generator, skip: int = 0) -> Iterator[Example | None]:
+        """The sequences of an epoch from row `skip` on; None for those that are not wanted."""
+        for name, sequence, frame in self._rows(generator, skip):
+            if self.coding == "only":
+                sequence = "" if frame is None else sequence[frame[0] : frame[1]]
+            if not sequence or held_out(sequence, self.held) != (self.wanted == "held"):
+                yield None
+                continue
+            if self.coding == "mark" and frame is not None:
+                sequence = mark_codons(sequence, *frame)
+            try:
+                ids = self.tokenizer.encode(sequence)
+            except InputError as error:
+                error.add_note(f"in sequence {name!r} of {self.where}")
+                raise
+            yield Example(ids.astype(np.min_scalar_type(len(self.tokenizer.letters))))
+
+    def _rows(
+        self, generator: np.random.Generator, skip: int
+    ) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
+        """Name, sequence, and start and end of its CDS."""
+        if hasattr(self.source, "columns"):
+            if skip < len(self.source):
+                yield from _framed(self.source.iloc[skip:], self.sequence_column)
+        elif isinstance(self.source, str | Path) and str(self.source).endswith(".parquet"):
+            for table in _tables(Path(self.source), generator, skip):
+                yield from _framed(table, self.sequence_column)
+        else:
+            records = read_sequences(self.source, sequence_column=self.sequence_column)
+            yield from ((one.name, one.sequence, None) for one in islice(records, skip, None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellCorpus:
+    """Cells as examples: the ids of their genes, and the bins of their expression.
+
+    source : whatever `open_cells` takes; of a file only some cells at a time are in memory, and these parts
+        are read in random order
+    held, wanted : as of `SequenceCorpus`; which cells is decided by their names
+    """
+
+    source: Any
+    lookup: GeneLookup
+    n_bins: int
+    gene_column: str | None = None
+    held: float = 0.0
+    wanted: Literal["training", "held"] = "training"
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return str(self.source) if isinstance(self.source, str | Path) else "the cells"
+
+    def read(self, generator: np.random.Generator, skip: int = 0) -> Iterator[Example | None]:
+        """The cells of an epoch from number `skip` on; None for those that are not wanted."""
+        with open_cells(self.source) as cells:
+            match = match_genes(cells.var, self.lookup, column=self.gene_column)
+            if not len(match.genes):
+                raise InputError(
+                    f"{self.where}: the model knows none of the {len(cells.var):,} genes",
+                    hint="name the column of var with gene symbols or Ensembl ids",
+                )
+            # <cls> is put in front, and the window chosen, when a cell is used
+            reading = Reading(n_bins=self.n_bins, cls_id=0, cls_value=0.0, max_length=1 << 30)
+            for start, end in _parts(len(cells), generator, skip):
+                for first, rows in _some(cells, start, end).chunks(CELLS):
+                    names = cells.names[start + first : start + first + rows.shape[0]]
+                    tokens = tokenise(rows, names, match, reading, Report())
+                    for name, ids, bins in zip(names, *tokens.split()):
+                        wanted = held_out(str(name), self.held) == (self.wanted == "held")
+                        genes = Example(ids[1:].astype(np.int32), bins[1:].astype(np.uint8))
+                        yield genes if wanted and len(ids) > 1 else None
+
+
+def held_out(text: str, share: float) -> bool:
+    """Whether a sequence, or a cell by its name, is held out: decided by a hash of its letters."""
+    return share > 0 and zlib.crc32(text.upper().replace("T", "U").encode()) < share * 2**32
+
+
+def held_examples(corpus: SequenceCorpus | CellCorpus, most: int) -> list[Example]:
+    """The first examples that are held out."""
+    rows = replace(corpus, wanted="held").read(np.random.default_rng(0))
+    return list(islice((one for one in rows if one is not None), most))
+
+
+def _framed(table: Any, column: str | None) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
+    records = read_sequences(table, sequence_column=column)
+    if not {"cds_start", "cds_end"} <= set(table.columns):
+        yield from ((one.name, one.sequence, None) for one in records)
+        return
+    for one, start, end in zip(records, table["cds_start"], table["cds_end"]):
+        whole = start >= 0 and end > start and (end - start) % 3 == 0
+        yield one.name, one.sequence, (int(start), int(end)) if whole else None
+
+
+def _tables(path: Path, generator: np.random.Generator, skip: int) -> Iterator[Any]:
+    """Rows of a parquet file as tables, from row `skip` of a random order of its row groups on."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+        order = generator.permutation(len(counts)).tolist()
+        while order and skip >= counts[order[0]]:
+            skip -= counts[order.pop(0)]
+        for batch in file.iter_batches(ROWS, row_groups=order) if order else ():
+            if skip < batch.num_rows:
+                yield batch.slice(skip).to_pandas()
+            skip = max(0, skip - batch.num_rows)
+
+
+def _parts(count: int, generator: np.random.Generator, skip: int) -> Iterator[tuple[int, int]]:
+    """Start and end of parts of `count` rows in random order, from row `skip` of that order on."""
+    for start in (generator.permutation(-(-count // CELLS)) * CELLS).tolist():
+        end = min(start + CELLS, count)
+        if skip < end - start:
+            yield start + skip, end
+        skip = max(0, skip - (end - start))
+
+
+def _some(cells: Cells, start: int, end: int) -> Cells:
+    return replace(cells, names=cells.names[start:end], rows=lambda a, b: cells.rows(start + a, start + b))

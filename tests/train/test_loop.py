@@ -1,0 +1,412 @@
+"""The loop: resume to the last bit from any interruption, one loss however a step is cut, NaN, stopping."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ribozyme.errors import CheckpointError, ConfigError, InputError
+from ribozyme.models.helix.config import Config
+from ribozyme.models.helix.model import HelixMRNA
+from ribozyme.models.rnafm.config import Config as RNAConfig
+from ribozyme.models.rnafm.model import RNAFM
+from ribozyme.train.feed import Feed, InMemory
+from ribozyme.train.loop import Loop, Training, evaluate
+from ribozyme.train.objectives import Example, Letters, MaskedLetters, NextLetter
+from ribozyme.train.run import Run
+from ribozyme.train.schedule import Schedule, parameter_groups
+
+DRAWN = np.random.default_rng(0)
+EXAMPLES = [Example(DRAWN.integers(4, 8, DRAWN.integers(5, 30))) for _ in range(24)]
+HELD = [Example(DRAWN.integers(4, 8, 12)) for _ in range(4)]
+STEPS = 9
+
+
+class Dropping(RNAFM):
+    """With dropout, which the published network has not, to see that its draws are resumed too."""
+
+    def logits(self, rows):
+        return super().logits(nn.functional.dropout(rows, 0.2, self.training))
+
+
+def tiny(kind="dropping"):
+    if kind == "helix":
+        network = HelixMRNA(Config(layout="M+", dim=16, heads=1, head_dim=32, state=8))
+    else:
+        network = Dropping(RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, positions=40, contact_head=False))
+    network.initialise(torch.Generator().manual_seed(0))
+    return network
+
+
+def objective(kind="masked"):
+    if kind == "masked":
+        return MaskedLetters(Letters(prefix=(0,), suffix=(2,), longest=20), 24, (4, 5, 6, 7), share=0.3)
+    return NextLetter(Letters())
+
+
+def settings(**changes):
+    given = {
+        "schedule": Schedule(steps=STEPS, kind="wsd", warmup=2),
+        "batch_tokens": 40,
+        "log_every": 2,
+        "validate_every": 3,
+        "save_every": 2,
+        "seed": 5,
+    }
+    return Loop(**(given | changes))
+
+
+def go(
+    folder=None, *, network=None, goal=None, loop=None, held=HELD, make=torch.optim.AdamW, rate=0.01, **kw
+):
+    network = network or tiny()
+    optimizer = make(parameter_groups(network.named_parameters(), 0.1), lr=rate)
+    feed = Feed(corpus=InMemory(EXAMPLES), size=120, buffer=10, seed=5)
+    run = None if folder is None else Run(folder, {"what": "a test"})
+    history = (loop or settings()).train(
+        network, goal or objective(), feed, optimizer, held=held, run=run, **kw
+    )
+    history.seconds = []
+    return network, history
+
+
+def same(a, b):
+    other = b.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step, where, monkeypatch):
+    """A training that ends without a word at a step, before, within or after its work."""
+    original = getattr(Training, where)
+
+    def until(self, *args, **kw):
+        if self.state.step == step:
+            raise Killed
+        return original(self, *args, **kw)
+
+    monkeypatch.setattr(Training, where, until)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return go()
+
+
+ALWAYS = [("step", step) for step in range(1, STEPS)] + [("validate", 6), ("log", 6), ("save", 6)]
+EVERYWHERE = [(where, step) for where in ("validate", "log", "save") for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("where", "step"),
+    ALWAYS + [pytest.param(*one, marks=pytest.mark.slow) for one in EVERYWHERE if one not in ALWAYS],
+)
+def test_a_run_goes_on_to_the_same_weights_from_every_interruption(
+    tmp_path, monkeypatch, uninterrupted, step, where
+):
+    network, history = uninterrupted
+    with monkeypatch.context() as patch:
+        killed_at(step, where, patch)
+        try:
+            go(tmp_path / "run")
+        except Killed:
+            assert not (tmp_path / "run" / "log.csv").read_text().startswith(f"{STEPS},")
+    again, its_history = go(tmp_path / "run")
+    assert same(again, network)
+    assert its_history == history
+    lines = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == history.steps
+    assert not list((tmp_path / "run").glob(".*tmp"))
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path, uninterrupted):
+    go(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    network, history = go(tmp_path)
+    assert same(network, uninterrupted[0])
+    assert history == uninterrupted[1]
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+        lambda groups, lr: torch.optim.Adam(groups, lr=lr, amsgrad=True),
+        lambda groups, lr: torch.optim.RMSprop(groups, lr=lr),
+        lambda groups, lr: torch.optim.Adagrad(groups, lr=lr),
+    ],
+    ids=["sgd", "adam", "rmsprop", "adagrad"],
+)
+def test_any_optimizer_of_torch_is_resumed(tmp_path, monkeypatch, make):
+    network, _ = go(make=make)
+    with monkeypatch.context() as patch:
+        killed_at(5, "step", patch)
+        with pytest.raises(Killed):
+            go(tmp_path, make=make)
+    assert same(go(tmp_path, make=make)[0], network)
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_loop
+from ribozyme.train.loop import Training
+step, number = int(sys.argv[3]), int(sys.argv[4])
+work = Training.step
+def until(self, *args):
+    if self.state.step == step:
+        os.kill(os.getpid(), number)
+    return work(self, *args)
+Training.step = until
+test_loop.torch.set_num_threads(1)
+test_loop.go(sys.argv[2])
+"""
+
+
+def killed_process(folder, step, number):
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), str(step), str(number)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(tmp_path, uninterrupted):
+    assert killed_process(tmp_path, 5, signal.SIGKILL).returncode == -signal.SIGKILL
+    state = json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])
+    assert state["step"] == 4
+    network, history = go(tmp_path)
+    assert same(network, uninterrupted[0])
+    assert history == uninterrupted[1]
+
+
+def test_sigterm_finishes_the_step_and_saves(tmp_path, uninterrupted):
+    done = killed_process(tmp_path, 4, signal.SIGTERM)
+    assert done.returncode == 143, done.stderr
+    assert json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])["step"] == 5
+    assert same(go(tmp_path)[0], uninterrupted[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 3, 6, 7, 8])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_process_may_be_killed_at_every_step(tmp_path, uninterrupted, step, number):
+    code = killed_process(tmp_path, step, number).returncode
+    if step < STEPS - 1 or number == signal.SIGKILL:  # the last step ends the run as ever
+        assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[number]
+    network, history = go(tmp_path)
+    assert same(network, uninterrupted[0])
+    assert history == uninterrupted[1]
+
+
+def test_ctrl_c_saves_and_is_passed_on(tmp_path, uninterrupted):
+    def press(state):
+        if state.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, watch=press)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert same(go(tmp_path)[0], uninterrupted[0])
+
+
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("kind", ["masked", "next"])
+def test_a_step_is_the_mean_over_its_tokens_however_it_is_cut(kind):
+    """Sequences of very different lengths: means of means would differ by far more."""
+    runs = []
+    for budget in (1, 50, 10_000):
+        network = tiny("helix")
+        if kind == "masked":
+            network = RNAFM(
+                RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, positions=40, contact_head=False)
+            )
+            network.initialise(torch.Generator().manual_seed(0))
+        runs.append(go(network=network, goal=objective(kind), loop=settings(batch_tokens=budget)))
+    for _, history in runs[1:]:
+        np.testing.assert_allclose(history.loss, runs[0][1].loss, atol=1e-5)
+        np.testing.assert_allclose(history.norm, runs[0][1].norm, rtol=1e-3)
+        np.testing.assert_allclose(history.validation_loss, runs[0][1].validation_loss, atol=1e-5)
+
+
+def test_gradients_of_a_cut_step_are_those_of_the_whole_batch():
+    goal, network = objective("next"), tiny("helix").double()
+    keys = np.arange(8, dtype=np.uint64)
+    batch = goal.batch(EXAMPLES[:8], keys)
+    (goal(network, batch)["next"] / batch.weights["next"]).backward()
+    whole = [p.grad.clone() for p in network.parameters()]
+    seen = []
+
+    class Still(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
+
+    loop = settings(schedule=Schedule(steps=1), batch_tokens=30, clip=1e9)
+    feed = Feed(corpus=InMemory(EXAMPLES[:8]), size=10_000)
+    loop.train(network, goal, feed, Still(network.parameters(), lr=1.0))
+    for one, other in zip(seen, whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)  # the loss is summed in float32
+
+
+class Poisoned(RNAFM):
+    """Its loss is NaN at the third step."""
+
+    calls = 0
+
+    def logits(self, rows):
+        out = super().logits(rows)
+        if self.training:
+            self.calls += 1
+        return out * float("nan") if self.training and self.calls == self.poison else out
+
+
+def poisoned(call):
+    network = Poisoned(RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, positions=40, contact_head=False))
+    network.initialise(torch.Generator().manual_seed(0))
+    network.poison = call
+    return network
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch_and_the_last_good_weights(tmp_path):
+    loop = settings(batch_tokens=10_000)  # one batch a step
+    good = poisoned(-1)
+    go(network=good, loop=settings(batch_tokens=10_000, schedule=Schedule(steps=STEPS, kind="wsd", warmup=2)))
+    network = poisoned(4)
+    with pytest.raises(ConfigError, match=r"loss became nan in step 4 \(epoch 1\)") as caught:
+        go(tmp_path, network=network, loop=loop)
+    assert "failed-step-4.safetensors" in "".join(caught.value.__notes__)
+    batch = load_file(tmp_path / "failed-step-4.safetensors")
+    assert {"0.ids", "0.cu_seqlens", "0.rows", "0.letters"} <= set(batch)
+    assert batch["0.cu_seqlens"][-1] == len(batch["0.ids"])
+    assert json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])["step"] == 3
+    kept = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(torch.isfinite(t).all() for t in kept.values())
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(kept[f"network.{name}"], tensor, atol=0, rtol=0)
+    again, _ = go(tmp_path, network=poisoned(-1), loop=loop)  # the cause is gone
+    assert same(again, good)
+
+
+def test_a_gradient_that_is_no_number_stops_too():
+    network = tiny()
+    network.tokens.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(ConfigError, match="gradient became nan in step 1"):
+        go(network=network)
+
+
+def test_training_stops_when_validation_no_longer_improves(tmp_path, monkeypatch):
+    wanted = iter([3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
+    monkeypatch.setattr("ribozyme.train.loop.evaluate", lambda *a, **k: next(wanted))
+    loop = settings(schedule=Schedule(steps=40), validate_every=2, patience=2)
+    _, history = go(tmp_path, loop=loop)
+    assert history.validation_loss == [3.0, 2.0, 2.5, 2.0]
+    assert history.best_step == 4
+    assert history.steps[-1] == 8
+    _, again = go(tmp_path, loop=loop)  # it stays stopped
+    assert again.validation_loss == history.validation_loss
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_weights_of_the_best_validation_are_kept(tmp_path, monkeypatch, kept):
+    wanted, weights = iter([3.0, 1.0, 2.5]), []
+
+    def judge(network, *rest, **settings):
+        weights.append(network.tokens.weight.clone())
+        return next(wanted)
+
+    monkeypatch.setattr("ribozyme.train.loop.evaluate", judge)
+    network, history = go(tmp_path if kept else None)
+    assert history.best_step == 6
+    assert torch.equal(network.tokens.weight, weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    if kept:  # the last weights are in the checkpoint
+        last = load_file(tmp_path / "checkpoint.safetensors")["network.tokens.weight"]
+        assert torch.equal(last, weights[2])
+
+
+def test_validation_is_without_dropout_and_repeats():
+    network = tiny().eval()
+    first = evaluate(network, objective(), HELD, 40)
+    assert evaluate(network, objective(), HELD, 10_000) == pytest.approx(first, abs=1e-6)
+
+
+def test_a_validation_that_is_no_number_is_an_error(monkeypatch):
+    monkeypatch.setattr("ribozyme.train.loop.evaluate", lambda *a, **k: float("nan"))
+    with pytest.raises(ConfigError, match="validation loss became nan"):
+        go()
+
+
+def test_the_global_random_state_is_left_alone():
+    network = tiny()
+    before = torch.random.get_rng_state()
+    go(network=network)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_bfloat16_learns_about_the_same():
+    exact, rounded = (go(loop=settings(precision=kind))[1] for kind in ("float32", "bfloat16"))
+    assert exact.loss != rounded.loss
+    np.testing.assert_allclose(exact.loss, rounded.loss, rtol=0.05)
+
+
+def test_the_folder_tells_how_it_went(tmp_path):
+    _, history = go(tmp_path)
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve["loss"] == [dict(zip(history.steps, history.loss)).get(step) for step in curve["step"]]
+    assert curve["validation_loss"].count(None) == len(curve["step"]) - len(history.validation_loss)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    header, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert header == "step,epoch,tokens,seconds,rate,norm,loss,validation_loss"
+    assert len(lines) == len(curve["step"])
+
+
+def test_another_run_in_the_folder_is_an_error(tmp_path):
+    go(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds a run with what 'a test', not 'another'"):
+        Run(tmp_path / "run", {"what": "another"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        Run(tmp_path / "file", {})
+
+
+def test_a_damaged_or_foreign_checkpoint_is_an_error(tmp_path):
+    go(tmp_path)
+    with pytest.raises(CheckpointError, match="of another network"):
+        go(tmp_path, network=tiny("helix"), goal=objective("next"))
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        go(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read"):
+        go(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_tokens": 0}, "must be positive"),
+        ({"clip": 0.0}, "must be positive"),
+        ({"patience": 0}, "must be positive"),
+        ({"precision": "float8"}, "precision 'float8' does not exist"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_an_error(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
