@@ -255,8 +255,11 @@ def _is_text(values: Any) -> bool:
     return bool(is_object_dtype(kind) or is_string_dtype(kind))
 
 
-def _texts(values: Any) -> list[str]:
-    return ["" if missing else str(name) for name, missing in zip(values, pd.isna(values))]
+def _texts(values: pd.Series) -> list[str]:
+    names = list(map(str, values.to_numpy(dtype=object)))
+    for k in np.flatnonzero(pd.isna(values)):
+        names[k] = ""
+    return names
 
 
 class GeneLookup:
@@ -267,12 +270,13 @@ class GeneLookup:
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self.ids = {name: i for name, i in ids.items() if not name.startswith("<")}
+        self._known: dict[str, tuple[int, How]] = {}
 
     def match(self, names: Sequence[str], source: str = INDEX) -> GeneMatch:
-        """Find every name; `source` is only noted."""
-        known = {name: self.find(name) for name in dict.fromkeys(names)}
-        ids = np.fromiter((known[name][0] for name in names), dtype=np.int64, count=len(names))
-        return GeneMatch(ids, tuple(names), tuple(known[name][1] for name in names), source)
+        """Find every name; `source` is only noted. The next file has the same names, so they are kept."""
+        self._known.update((name, self.find(name)) for name in set(names).difference(self._known))
+        ids, how = zip(*map(self._known.__getitem__, names)) if len(names) else ((), ())
+        return GeneMatch(np.array(ids, dtype=np.int64), tuple(names), how, source)
 
     def find(self, name: str) -> tuple[int, How]:
         """Id of a name and how it was found; (-1, "unmatched") where nothing answers."""
