@@ -26,7 +26,8 @@ BUFFER = 65_536
 class Corpus(Protocol):
     """Examples that can be gone through again and again; `where` names them in messages."""
 
-    where: str
+    @property
+    def where(self) -> str: ...
 
     def read(self, generator: np.random.Generator, skip: int = 0) -> Iterator[Any]:
         """An epoch from row `skip` on, None for a row without example; `generator` may draw its order."""

@@ -429,6 +429,12 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def end_processes() -> None:
+    """Leave the group of processes, if there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def process_device(name: str) -> str:
     """The device of this process: of several, each has the GPU of its number."""
     rank = os.environ.get("LOCAL_RANK")

@@ -1,0 +1,5 @@
+"""`python -m ribozyme.cli`, which `torchrun` and `accelerate launch` start."""
+
+from ribozyme.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""`ribozyme pretrain`: train a model on a corpus."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ribozyme.cli.language import Device
+from ribozyme.errors import InputError
+
+
+def pretrain(
+    corpus: Annotated[
+        str, typer.Argument(help="sequences (FASTA, table, text) or cells (.h5ad, 10x, ...), of any size")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder of the run, and of the model")],
+    model: Annotated[str, typer.Option(help="name, folder, file or hub id of what to begin with")],
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="begin with fresh weights of the model's sizes")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="only go on with a run that is there; running again does so too")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = 10_000,
+    step_tokens: Annotated[int, typer.Option(help="tokens of a step, over all processes")] = 8_192,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="tokens at once; bounds the memory, not the result")
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(help="letters or genes of an input; of longer ones a random part")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="next, masked, values, generative; by default what the model is for")
+    ] = None,
+    contrast: Annotated[
+        float, typer.Option(help="masked: weight of telling two parts of a sequence from others")
+    ] = 0.0,
+    share: Annotated[float | None, typer.Option(help="of letters or bins that are masked")] = None,
+    coding: Annotated[
+        str,
+        typer.Option(help="tables with cds_start, cds_end: whole, mark (E before codons), only (the CDS)"),
+    ] = "whole",
+    learning_rate: Annotated[float, typer.Option(help="highest")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="of matrices")] = 0.01,
+    schedule: Annotated[str, typer.Option(help="wsd, cosine, linear, constant")] = "wsd",
+    warmup: Annotated[int | None, typer.Option(help="steps; 2 % of all by default")] = None,
+    decay: Annotated[float, typer.Option(help="wsd: share of the steps in which the rate falls")] = 0.4,
+    clip: Annotated[float, typer.Option(help="longest gradient")] = 1.0,
+    held: Annotated[float, typer.Option(help="share of the corpus that is held out")] = 0.005,
+    validation: Annotated[
+        str | None, typer.Option(help="another corpus to validate on, instead of a held-out part")
+    ] = None,
+    validate_every: Annotated[int, typer.Option(help="steps")] = 500,
+    patience: Annotated[
+        int | None, typer.Option(help="validations that are no better after which to stop")
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
+    log_every: Annotated[int, typer.Option(help="steps between lines of the log")] = 50,
+    sequence_column: Annotated[
+        str | None, typer.Option(help="column of a table that holds sequences")
+    ] = None,
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene names")] = None,
+    buffer: Annotated[int, typer.Option(help="inputs that are shuffled together, in memory")] = 65_536,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16")] = "auto",
+) -> None:
+    """Pretrain a model on a corpus; the same command again goes on where it was stopped.
+
+    Several processes: torchrun --nproc-per-node 2 -m ribozyme.cli pretrain ..., or accelerate launch.
+    """
+    from ribozyme.train.loop import end_processes, first_process
+    from ribozyme.train.pretrain import Recipe
+    from ribozyme.train.pretrain import pretrain as train
+    from ribozyme.train.run import CHECKPOINT
+
+    if resume and not (output / CHECKPOINT).is_file():
+        raise InputError(f"{output}: there is no run to go on with", hint="leave out --resume to begin one")
+    recipe = Recipe(
+        steps=steps,
+        step_tokens=step_tokens,
+        longest=longest,
+        objective=objective,
+        contrast=contrast,
+        share=share,
+        coding=coding,  # type: ignore[arg-type]  # checked where it is used
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        decay=decay,
+        clip=clip,
+        buffer=buffer,
+        held=held,
+        validate_every=validate_every,
+        patience=patience,
+        precision=precision,
+        seed=seed,
+    )
+    try:
+        history = train(
+            model,
+            corpus,
+            output,
+            recipe,
+            scratch=scratch,
+            validation=validation,
+            batch_tokens=batch_tokens,
+            save_every=save_every,
+            log_every=log_every,
+            sequence_column=sequence_column,
+            gene_column=gene_column,
+            device=device,
+        )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        print(f"stopped; the run is kept in {output}; to go on, give the same command again", file=sys.stderr)
+        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
+    if first_process():
+        held_out = history.validation_loss
+        told = f"; held out {held_out[0]:.4f} -> {min(held_out):.4f}" if held_out else ""
+        print(
+            f"{output}: {history.steps[-1]:,} steps, {history.tokens[-1]:,} tokens, "
+            f"loss {history.loss[0]:.4f} -> {history.loss[-1]:.4f}{told}",
+            file=sys.stderr,
+        )
+    end_processes()

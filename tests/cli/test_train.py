@@ -1,0 +1,80 @@
+"""`ribozyme pretrain`: one command trains, the same one goes on, and the folder is a model."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ribozyme as rz
+
+COMMAND = [sys.executable, "-W", "error", "-m", "ribozyme.cli", "pretrain"]
+SETTINGS = ["--model", "rnafm-mini", "--device", "cpu", "--steps", "4", "--step-tokens", "100",
+            "--longest", "50", "--log-every", "1", "--save-every", "1", "--held", "0.2"]  # fmt: skip
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    generator = np.random.default_rng(0)
+    sequences = ["".join(generator.choice(list("ACGU"), 30)) for _ in range(40)]
+    path = tmp_path / "rna.fa"
+    path.write_text("".join(f">s{k}\n{one}\n" for k, one in enumerate(sequences)))
+    return path
+
+
+def ran(*arguments):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_one_command_trains_and_the_folder_is_a_model(corpus, tmp_path):
+    run = tmp_path / "run"
+    done = ran(corpus, "-o", run, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "4 steps" in done.stderr
+    assert "held out" in done.stderr
+    assert rz.load(run, device="cpu").embed(["ACGU"]).shape == (1, 128)
+    curve = json.loads((run / "curve.json").read_text())
+    assert curve["step"] == [0, 1, 2, 3, 4]
+    assert len(rz.pl.training_curve(run / "curve.json").axes) == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_command_says_so_and_goes_on(corpus, tmp_path):
+    run, settings = tmp_path / "run", [*SETTINGS]
+    settings[settings.index("4")] = "400"
+    process = subprocess.Popen([*COMMAND, corpus, "-o", run, *settings], stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "give the same command again" in said
+    assert rz.load(run, device="cpu").embed(["ACGU"]).shape == (1, 128)
+    before = len((run / "log.csv").read_text().splitlines())
+    process = subprocess.Popen([*COMMAND, corpus, "-o", run, *settings, "--resume"], stderr=subprocess.PIPE)
+    while len((run / "log.csv").read_text().splitlines()) < before + 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_what_cannot_be_done_is_said_before_training(corpus, tmp_path):
+    from typer.testing import CliRunner
+
+    from ribozyme.cli import app
+    from ribozyme.errors import ConfigError, InputError
+
+    def error(*arguments):
+        return CliRunner().invoke(app, ["pretrain", *map(str, arguments)]).exception
+
+    told = error(corpus, "-o", tmp_path / "run", "--resume", *SETTINGS)
+    assert isinstance(told, InputError)
+    assert "no run to go on with" in str(told)
+    assert isinstance(error(tmp_path / "none.fa", "-o", tmp_path / "run", *SETTINGS), InputError)
+    told = error(corpus, "-o", tmp_path / "run", *SETTINGS, "--objective", "values")
+    assert isinstance(told, ConfigError)
+    assert not (tmp_path / "run").exists()
