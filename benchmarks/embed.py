@@ -198,7 +198,7 @@ def ratio(found: Measured, pair: Pair, clock: str) -> Ratio:
 def figures(found: Measured, bench: Bench, clock: str) -> Iterable[Figure]:
     """Speed of every program; for ours the share of the measured peak of matrix products."""
     task = found.task
-    kinds = {name: kind for name, _, kind in bench.forms}
+    kinds = {form.name: form.hardware for form in bench.forms()}
     per = task.rate[0] if task.rate else "tokens"
     amount = task.count if per == task.unit else task.tokens
     for program in task.programs:
@@ -214,7 +214,8 @@ def figures(found: Measured, bench: Bench, clock: str) -> Iterable[Figure]:
             limit = found.vectors[peak_of(name)][0 if clock == "wall" else 1]
             share = task.flops / median(found.times(name, clock)) / limit
             what = f"{name}, share of {limit / 1e9:,.0f} GFLOP/s in matrix products"
-            yield Figure(task.name, found.threads, what, 100 * share, "%", 100 * task.share[kinds[name]])
+            wanted = task.share.get(kinds[name])
+            yield Figure(task.name, found.threads, what, 100 * share, "%", wanted and 100 * wanted)
 
 
 def alone(task: Task, threads: int | None, work: Path) -> Iterable[Figure]:
@@ -379,7 +380,11 @@ def run_all(
 
 
 def write(
-    path: Path, bench: Bench, clock: str, found: tuple[list[Measured], list[Ratio], list[Figure]]
+    path: Path,
+    bench: Bench,
+    clock: str,
+    found: tuple[list[Measured], list[Ratio], list[Figure]],
+    **more: Any,
 ) -> None:
     measured, ratios, absolute = found
     content = {"machine": about(), "hardware": bench.hardware, "clock": clock, "size": bench.size} | {
@@ -387,7 +392,7 @@ def write(
         "figures": [asdict(one) for one in absolute],
         "tasks": [as_json(one) for one in measured],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content | more, indent=1) + "\n", encoding="utf-8")
 
 
 Python = Annotated[str | None, typer.Option(help="python of an environment; README.md says what is in it")]

@@ -18,7 +18,7 @@ from parity import ask, data_folder
 import ribozyme as rz
 
 HERE = Path(__file__).parent
-Hardware = Literal["amx", "avx512", "float32", "cuda"]
+Hardware = Literal["amx", "avx512", "float32", "cuda", "untold"]
 Targets = Mapping[str, float]
 
 
@@ -70,6 +70,15 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """Ours in one type of numbers. hardware : whose targets it is held to"""
+
+    name: str
+    dtype: str
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """Where and how large. peers, scgpt, helical : pythons, None for rows that are left out.
 
@@ -91,12 +100,16 @@ class Bench:
     def device(self) -> str:
         return "cuda" if self.hardware == "cuda" else "cpu"
 
-    @property
-    def forms(self) -> list[tuple[str, str, Hardware]]:
-        """Ours as it comes, in float32 too where that is not it: (name, dtype, hardware of targets)."""
-        usual = "float32" if self.hardware == "float32" else "bfloat16"
-        first = (f"ribozyme ({usual})", "auto", self.hardware)
-        return [first] if usual == "float32" else [first, ("ribozyme (float32)", "float32", "float32")]
+    def forms(self, exact: bool = False) -> list["Form"]:
+        """Ours as it comes and, where that is bfloat16, in float32 too.
+
+        exact : the network stays in float32 on a CPU, whatever the CPU can
+        """
+        if self.hardware == "float32" or (exact and self.device == "cpu"):
+            return [Form("ribozyme (float32)", "auto", self.hardware)]
+        other: Hardware = "float32" if self.device == "cpu" else "untold"
+        usual = Form("ribozyme (bfloat16)", "auto", self.hardware)
+        return [usual, Form("ribozyme (float32)", "float32", other)]
 
     def many(self, on_cpu: int, on_gpu: int) -> int:
         """Inputs of a task."""
@@ -107,10 +120,13 @@ class Bench:
         """Letters of the longest input, `most` where peers have to read it."""
         return 150 if self.small else 12_000 if self.count else most
 
-    def against(self, peer: str, targets: Targets, alike: Sequence[int]) -> Iterator[Pair]:
-        """Every form of ours against one peer."""
-        for name, _, hardware in self.forms:
-            yield Pair(name, peer, targets.get(hardware, targets.get("any")), tuple(alike))
+    def against(
+        self, peer: str, targets: Targets, alike: Sequence[int], exact: bool = False
+    ) -> Iterator[Pair]:
+        """Every form of ours against one peer; ratios have targets on a CPU alone."""
+        for form in self.forms(exact):
+            target = targets.get(form.hardware, targets.get("any")) if self.device == "cpu" else None
+            yield Pair(form.name, peer, target, tuple(alike))
 
 
 def hardware() -> Hardware:
@@ -127,9 +143,9 @@ def spread(sequences: Sequence[str], low: int, high: int, count: int) -> list[st
     plain = sorted({s.replace("T", "U") for s in sequences if not set(s) - set("ACGUT")}, key=len)
     lengths = np.array([len(s) for s in plain])
     chosen: list[int] = []
-    free = np.ones(len(plain), dtype=bool)
+    free = (lengths >= low) & (lengths <= high)
     for length in np.geomspace(low, high, count):
-        places = np.flatnonzero(free & (lengths <= high))
+        places = np.flatnonzero(free)
         if not len(places):
             break
         best = int(places[np.argmin(np.abs(lengths[places] - length))])
@@ -148,7 +164,7 @@ def rnas(count: int, high: int = 1022) -> list[str]:
 
 def mrnas(count: int, high: int) -> list[str]:
     """Real mRNAs from 200 nt to `high`."""
-    data, low = data_folder(), min(200, high)
+    data, low = data_folder(), min(200, high // 2)
     if data is None:
         return spread(list(rz.data.mrnas().sequence), low, high, count)
     table = _table(data / "mrna" / "corpus.parquet")
@@ -208,21 +224,20 @@ def rnafm(bench: Bench) -> Task:
 
     batch = 8 if bench.device == "cpu" else 32
     usual = peer("multimolecule as it comes (eager, batch 8)", batch=8)
-    sdpa = peer(f"multimolecule, sdpa, batch {batch}", batch=batch, attention="sdpa")
+    sdpa = peer("multimolecule, sdpa, batch 8", batch=8, attention="sdpa")
     programs = [*ours(bench, "sequences", weights, inputs), usual, sdpa]
     pairs = [
         *bench.against(usual.name, {"amx": 15, "avx512": 7, "float32": 4}, everything),
         *bench.against(sdpa.name, {"amx": 9, "avx512": 4.5, "float32": 2.6}, everything),
     ]
-    for name, dtype, kind in bench.forms:
-        dtype = "bfloat16" if dtype == "auto" and bench.hardware != "float32" else "float32"
+    for form in bench.forms():
+        dtype = "float32" if "float32" in form.name else "bfloat16"
         size = 1 if bench.device == "cpu" else batch
         how = "one by one" if size == 1 else f"batch {size}"
         best = peer(f"multimolecule, sdpa, {how}, {dtype}", batch=size, attention="sdpa", dtype=dtype)
-        target = {"amx": 1.6, "avx512": 1.3, "float32": 1.15}.get(kind)
-        if best.name != sdpa.name:
-            programs.append(best)
-            pairs.append(Pair(name, best.name, target, tuple(everything)))
+        programs.append(best)
+        target = {"amx": 1.6, "avx512": 1.3, "float32": 1.15}.get(form.hardware)
+        pairs.append(Pair(form.name, best.name, target, tuple(everything)))
     programs += peak(bench, RNAFM_SHAPES, inputs)
     lengths = np.array([len(s) + 2 for s in sequences], dtype=np.float64)
     products = 2 * lengths.sum() * LAYERS * sum(a * b for a, b in RNAFM_SHAPES)
@@ -320,11 +335,11 @@ def mamba2(bench: Bench) -> Task:
     most = 12_000 if bench.device == "cuda" else min(12_000, max(1_000, round(4_000 * bench.size)))
     sequences = mrnas(bench.many(6, 200), bench.longest(most))
     inputs = write_sequences(bench.work / "mamba2.json", sequences)
-    programs, pairs = [*ours(bench, "sequences", weights, inputs)], []
+    programs, pairs = [*ours(bench, "sequences", weights, inputs, exact=True)], []
     for batch, how, target in ((1, "one by one", 5.0), (8, "batch 8, padded", 10.0)):
         name = f"transformers Mamba2Model, {how}"
         programs.append(peer_program(bench, name, bench.peers, "transformers", weights, inputs, batch=batch))
-        pairs += bench.against(name, {"any": target}, range(len(sequences)))
+        pairs += bench.against(name, {"any": target}, range(len(sequences)), exact=True)
     letters = sum(map(len, sequences))
     return Task("mamba2", "pure Mamba-2", "mRNAs", len(sequences), letters, programs, pairs)
 
@@ -339,8 +354,8 @@ def hybrid(bench: Bench) -> Task:
     peer = peer_program(bench, name, bench.helical, "helical-helix", weights, inputs)
     # past one chunk of 256 tokens helical's torch path is wrong, in every version; <sep> is a token too
     alike = [k for k, s in enumerate(sequences) if len(s) < 256]
-    programs = [*ours(bench, "sequences", weights, inputs), peer]
-    pairs = [*bench.against(name, {"any": 20}, alike)]
+    programs = [*ours(bench, "sequences", weights, inputs, exact=True), peer]
+    pairs = [*bench.against(name, {"any": 20}, alike, exact=True)]
     letters = sum(map(len, sequences))
     rate = ("nucleotides", 5e6)
     return Task("hybrid", "Helix-mRNA", "mRNAs", len(sequences), letters, programs, pairs, rate=rate)
@@ -358,10 +373,13 @@ def made_by(python: str | None, layout: str, folder: Path) -> Path:
     return folder
 
 
-def ours(bench: Bench, kind: str, weights: Path, inputs: Path, **settings: Any) -> Iterator[Program]:
-    for name, dtype, _ in bench.forms:
-        common = {"weights": str(weights), "inputs": str(inputs), "device": bench.device, "dtype": dtype}
-        yield Program(name, sys.executable, "our_embed.py", kind, common | settings)
+def ours(
+    bench: Bench, kind: str, weights: Path, inputs: Path, exact: bool = False, **settings: Any
+) -> Iterator[Program]:
+    for form in bench.forms(exact):
+        common = {"weights": str(weights), "inputs": str(inputs), "device": bench.device}
+        common |= {"dtype": form.dtype, **settings}
+        yield Program(form.name, sys.executable, "our_embed.py", kind, common)
 
 
 def peer_program(
@@ -373,12 +391,11 @@ def peer_program(
 
 def peak(bench: Bench, shapes: Sequence[tuple[int, int]], inputs: Path) -> Iterator[Program]:
     """Matrix products of a network's own shapes, for each form of ours; named after it."""
-    for name, dtype, _ in bench.forms:
-        exact = bench.hardware == "float32" or dtype == "float32"
+    for form in bench.forms():
         settings = {"inputs": str(inputs), "device": bench.device, "shapes": shapes}
-        settings |= {"dtype": "float32" if exact else "bfloat16"}
+        settings |= {"dtype": "float32" if "float32" in form.name else "bfloat16"}
         settings |= {"tokens": 2_048 if bench.device == "cpu" else 32_768}
-        yield Program(peak_of(name), sys.executable, "our_embed.py", "products", settings)
+        yield Program(peak_of(form.name), sys.executable, "our_embed.py", "products", settings)
 
 
 def peak_of(name: str) -> str:
