@@ -13,7 +13,10 @@ from ribozyme.cli.language import Device, Dtype, Overlong, Strict
 
 def embed(
     input: Annotated[
-        str, typer.Argument(help="sequences (FASTA, table, text, -) or cells (.h5ad, 10x, ...)")
+        str,
+        typer.Argument(
+            help="sequences (FASTA, table, text, -) or cells (.h5ad, 10x, ...); also a folder, pattern or URL"
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="the suffix chooses the format")],
     model: Annotated[
@@ -33,6 +36,9 @@ def embed(
     max_length: Annotated[int | None, typer.Option(help="genes of a cell plus one; default 1200")] = None,
     key_added: Annotated[str, typer.Option(help="obsm key in a .h5ad output")] = "X_ribozyme",
     on_error: Annotated[str, typer.Option(help="a bad record: fail, or skip (listed beside)")] = "fail",
+    engine: Annotated[str, typer.Option(help="local, or ray: many processes or machines")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="of a running cluster; default: one here")] = None,
+    workers: Annotated[int | None, typer.Option(help="of Ray; default: one a GPU or 4 cores")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="leave an output that is whole as it is")] = False,
     strict: Strict = False,
     device: Device = "auto",
@@ -54,7 +60,7 @@ def embed(
         "max_length": (max_length, None),
         "strict": (strict, False),
     }
-    given = {name: value for name, (value, default) in settings.items() if value != default}
+    given: dict[str, Any] = {name: value for name, (value, default) in settings.items() if value != default}
     with _progress() as advance, stopped_by_signals() as stop:
         outcome = embed_file(
             model,
@@ -65,6 +71,9 @@ def embed(
             key_added=key_added,
             device=device,
             dtype=dtype,
+            engine=engine,
+            ray_address=ray_address,
+            workers=workers,
             stop=stop,
             advance=advance,
             **given,

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,16 +23,17 @@ import torch
 from anndata.io import write_elem
 
 from ribozyme import __version__
+from ribozyme.engine.cluster import Cluster, connect
+from ribozyme.engine.inputs import files_of, holds_cells, is_url, marks, prepare
 from ribozyme.engine.load import load
-from ribozyme.engine.parts import check_on_error
+from ribozyme.engine.parts import Budget, Part, Prepared, check_on_error, prefetch
 from ribozyme.engine.sink import Job, Sink, is_begun, parts_folder
-from ribozyme.errors import ConfigError, InputError, OutputError
+from ribozyme.errors import ConfigError, OutputError
 from ribozyme.files import AtomicFile, digest
 from ribozyme.io.cells import read_cells
 from ribozyme.io.tables import check_output, open_writer
 from ribozyme.report import Rejected
 
-CELL_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr", ".loom", ".mtx", ".mtx.gz")
 TABLE_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz"))
 
 log = logging.getLogger("ribozyme")
@@ -64,6 +65,9 @@ def embed_file(
     key_added: str = "X_ribozyme",
     device: str = "auto",
     dtype: str = "auto",
+    engine: str = "local",
+    ray_address: str | None = None,
+    workers: int | None = None,
     stop: Callable[[], int | None] = lambda: None,
     advance: Callable[[int], None] = lambda count: None,
     **settings: Any,
@@ -76,13 +80,17 @@ def embed_file(
     Parameters
     ----------
     model : as `load` takes it, or a loaded model; `auto` is the mini model for what the input holds
-    input : a path that `read_sequences` or `read_cells` takes, or `-` for sequences on standard input, which
-        cannot be read a second time and so cannot be taken up again
+    input : a path that `read_sequences` or `read_cells` takes; a folder, a pattern or a URL of such files
+        (`engine/inputs.py`); or `-` for sequences on standard input, which cannot be read a second time and
+        so cannot be taken up again
     output : `.parquet`, `.npz`, `.zarr`, `.csv`, `.json`; of cells also `.h5ad`, with `obsm[key_added]`
     resume : leave an output that is whole as it is, where otherwise it would be made anew
     on_error : a bad record ends the job (`fail`), or goes with its reason to `OUTPUT.rejected.jsonl` (`skip`)
         and has no row in the output (in `.h5ad`, a row of NaN)
     device, dtype : of `load`
+    engine : `local`, or `ray`: the same results from many processes or machines
+    ray_address : of a running Ray cluster (`auto`, `host:port`); by default one on this machine, for this job
+    workers : of Ray; by default one a GPU, or one a group of CPU cores
     stop : asked after each part; where it answers, what is done is kept, and the job ends
     advance : told how many results came
     settings : those of the model's `embed`
@@ -94,44 +102,48 @@ def embed_file(
     """
     input, output = os.fspath(input), Path(output)
     check_on_error(on_error)
-    _check_paths(input, output, resume)
+    files = files_of(input)
+    _check_paths(input, files, output, resume)
     if resume and output.exists() and not is_begun(output):
         return Outcome(existed=True)
-    model = _loaded(model, input, device, dtype)
-    _check_kinds(model, input, output)
-    how = _settings(model, settings)
-    job, ragged = job_of(model, input, how), how.pooling == "none"
-    with Sink(output, job, ragged=ragged, once=input == "-") as sink:
-        stopped = _compute(model, input, sink, on_error, settings, stop, advance)
-        sink.flush(wait=True)
-        outcome = Outcome(sink.rows, len(sink.rejected), stopped)
-        if stopped is not None:
-            return outcome
-        with sink.told():
-            _write_rejected(output, sink.rejected)
-            if output.suffix.lower() == ".h5ad":
-                _write_h5ad(model, input, output, key_added, how, sink)
-            else:
-                _write_table(output, sink)
-        report = sink.report
-        sink.remove()
+    with _machines(engine, ray_address, workers) as machines:
+        model = _loaded(model, files[0], machines.load, device, dtype)
+        _check_kinds(model, files[0], output)
+        how = _settings(model, settings)
+        job, ragged = job_of(model, files, how), how.pooling == "none"
+        with Sink(output, job, ragged=ragged, once=input == "-") as sink:
+            stopped = _compute(machines.compute, model, files, how, sink, on_error, stop, advance)
+            sink.flush(wait=True)
+            outcome = Outcome(sink.rows, len(sink.rejected), stopped)
+            if stopped is not None:
+                return outcome
+            with sink.told():
+                _write_rejected(output, sink.rejected)
+                if output.suffix.lower() == ".h5ad":
+                    _write_h5ad(model, input, output, key_added, how, sink)
+                else:
+                    _write_table(output, sink)
+            report = sink.report
+            sink.remove()
     report.finish()
     return outcome
 
 
 def _compute(
+    compute: Callable[..., Generator[Part, None, None]],
     model: Any,
-    input: str,
+    files: list[str],
+    how: Any,
     sink: Sink,
     on_error: str,
-    settings: dict[str, Any],
     stop: Callable[[], int | None],
     advance: Callable[[int], None],
 ) -> int | None:
     """Every missing part into the sink; the answer of `stop`, if it had one."""
     advance(sink.rows)
     for start, end in sink.gaps():
-        with closing(model.parts(input, start=start, on_error=on_error, **settings)) as parts:
+        ready = prefetch(prepare(model, files, how, start=start, on_error=on_error))
+        with closing(ready), closing(compute(model, how, ready)) as parts:
             for part in parts:
                 sink.write(part)
                 advance(len(part.names))
@@ -140,6 +152,32 @@ def _compute(
                 if part.end == end:
                     break
     return None
+
+
+class Here:
+    """This process as the machine of a job; `cluster.Cluster` is the other one."""
+
+    load = staticmethod(load)
+
+    @staticmethod
+    def compute(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Part, None, None]:
+        """`model.compute` of each of `prepared`, in order."""
+        budget = Budget(how.batch_tokens)
+        for one in prepared:
+            yield model.compute(one, how, budget)
+
+
+@contextmanager
+def _machines(engine: str, address: str | None, workers: int | None) -> Iterator[Here | Cluster]:
+    if engine == "ray":
+        with connect(address, workers) as cluster:
+            yield cluster
+        return
+    if engine != "local":
+        raise ConfigError(f"engine {engine!r} does not exist", hint="one of local, ray")
+    if address is not None or workers is not None:
+        raise ConfigError("an address and workers are for a cluster", hint="engine='ray'")
+    yield Here()
 
 
 @contextmanager
@@ -168,10 +206,10 @@ def stopped_by_signals() -> Iterator[Callable[[], int | None]]:
 # ------------------------------------------------------------------------------------- what a job is
 
 
-def job_of(model: Any, input: str, how: Any) -> Job:
+def job_of(model: Any, files: list[str], how: Any) -> Job:
     """What results depend on: input, weights, settings, and the version of this library."""
     return {
-        "input": {"standard input": str(os.urandom(8).hex())} if input == "-" else digests(Path(input)),
+        "input": digests(files),
         "model": {
             "name": model.record.name if model.record else type(model.module).__name__,
             "weights": weights_digest(model),
@@ -184,14 +222,27 @@ def job_of(model: Any, input: str, how: Any) -> Job:
     }
 
 
-def digests(path: Path) -> dict[str, str]:
-    """The sha256 of a file, or one of all files in a folder with their names."""
+def digests(files: list[str]) -> dict[str, Any]:
+    """The sha256 of a file with its name, or one of all files with their number."""
+    if files == ["-"]:
+        return {"standard input": os.urandom(8).hex()}
+    if len(files) == 1:
+        return {Path(files[0]).name: _digest(files[0])}
+    whole = "".join(f"{Path(file).name} {_digest(file)}\n" for file in files)
+    return {"files": len(files), "all of them": hashlib.sha256(whole.encode()).hexdigest()}
+
+
+def _digest(file: str) -> Any:
+    """sha256 of a file or of all in a folder; of a file behind a URL what its server tells of it."""
+    if is_url(file):
+        return marks(file)
+    path = Path(file)
     if path.is_file():
-        return {path.name: digest(path)}
+        return digest(path)
     whole = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()):
-        whole.update(f"{file.relative_to(path)} {digest(file)}\n".encode())
-    return {path.name: whole.hexdigest()}
+    for one in sorted(one for one in path.rglob("*") if one.is_file()):
+        whole.update(f"{one.relative_to(path)} {digest(one)}\n".encode())
+    return whole.hexdigest()
 
 
 def weights_digest(model: Any) -> str:
@@ -207,12 +258,7 @@ def weights_digest(model: Any) -> str:
 # --------------------------------------------------------------------------------------- before work
 
 
-def holds_cells(source: str) -> bool:
-    """Does the name of a file say that cells are in it?"""
-    return Path(source).is_dir() or source.endswith(CELL_SUFFIXES)
-
-
-def _check_paths(input: str, output: Path, resume: bool) -> None:
+def _check_paths(input: str, files: list[str], output: Path, resume: bool) -> None:
     if input == "-":
         if resume:
             raise ConfigError(
@@ -224,13 +270,15 @@ def _check_paths(input: str, output: Path, resume: bool) -> None:
                 f"{parts_folder(output)} holds results of an earlier job; standard input can go on with none",
                 hint="finish that job as it was begun, or delete the folder (its shards are plain Parquet)",
             )
-    elif not Path(input).exists():
-        raise InputError(f"{input}: there is no such file or folder")
-    if output.suffix.lower() != ".h5ad" or not (holds_cells(input) or input.endswith(TABLE_SUFFIXES)):
+    if output.suffix.lower() != ".h5ad" or not (holds_cells(files[0]) or input.endswith(TABLE_SUFFIXES)):
         check_output(output)
+    elif files != [input] or is_url(input):
+        raise ConfigError(
+            f"{output}: a .h5ad is written from one file on this machine", hint="choose .parquet, or .zarr"
+        )
 
 
-def _loaded(model: Any, input: str, device: str, dtype: str) -> Any:
+def _loaded(model: Any, input: str, load: Callable[..., Any], device: str, dtype: str) -> Any:
     if hasattr(model, "parts"):
         return model
     name = ("scgpt-mini" if holds_cells(input) else "rnafm-mini") if model == "auto" else model
