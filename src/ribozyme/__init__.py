@@ -16,15 +16,20 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from ribozyme import data, metrics, models, pl, pp
     from ribozyme.engine.job import Outcome, embed_file
-    from ribozyme.engine.load import load
     from ribozyme.errors import InputWarning, RibozymeError
     from ribozyme.io.cells import read_cells
     from ribozyme.io.sequences import read_sequences
+    from ribozyme.loading import load
+    from ribozyme.train.estimators import Classifier, Regressor, TokenClassifier, TokenRegressor
 
 _HOME = {
     "Outcome": "ribozyme.engine.job",
     "embed_file": "ribozyme.engine.job",
-    "load": "ribozyme.engine.load",
+    "Classifier": "ribozyme.train.estimators",
+    "Regressor": "ribozyme.train.estimators",
+    "TokenClassifier": "ribozyme.train.estimators",
+    "TokenRegressor": "ribozyme.train.estimators",
+    "load": "ribozyme.loading",
     "read_cells": "ribozyme.io.cells",
     "read_sequences": "ribozyme.io.sequences",
     "InputWarning": "ribozyme.errors",
@@ -33,9 +38,13 @@ _HOME = {
 _MODULES = ("data", "metrics", "models", "pl", "pp")
 
 __all__ = [
+    "Classifier",
     "InputWarning",
     "Outcome",
+    "Regressor",
     "RibozymeError",
+    "TokenClassifier",
+    "TokenRegressor",
     "__version__",
     "data",
     "embed_file",

@@ -316,7 +316,7 @@ def _as_numbers(array: Values, count: int) -> npt.NDArray[np.float64]:
         return array.astype(np.float64).reshape(count, -1)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"labels such as {array.reshape(-1)[0]!r} are not numbers, which regression needs",
+            f"labels such as {array.reshape(-1)[:1].tolist()[0]!r} are not numbers, which regression needs",
             hint="convert them, or use classification",
         ) from error
 

@@ -1,0 +1,329 @@
+"""What a foundation model must beat: simple predictors, tuned on the training part alone.
+
+For sequences k-mers with ridge or logistic regression, codons where the sequences are coding, and a TextCNN
+on letters from scratch; for letters of sequences their neighbourhood; for cells variable genes, principal
+components and logistic regression. All are scikit-learn estimators that take what ours take.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from ribozyme.errors import InputError
+from ribozyme.io.sequences import read_sequences
+from ribozyme.packing import Packed
+from ribozyme.train.labels import UNLABELLED, Labels, Level, Task
+from ribozyme.train.splits import BASES
+
+LONGEST_KMER = 6
+ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+CS = (0.3, 3.0, 30.0, 300.0)
+HELD = 0.2
+"""Share of the training part that the regularisation is chosen on."""
+REACH = 6
+VARIABLE_GENES = 2_000
+COMPONENTS = 50
+STOPS = ("UAA", "UAG", "UGA")
+MOST = 0.95
+"""Share of sequences that must look coding for codons to be counted."""
+
+Values = npt.NDArray[Any]
+
+
+def baselines(
+    task: Task,
+    X: Any,
+    *,
+    level: Level = "input",
+    class_weight: Any = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Unfitted baselines by name, of those that fit the training inputs `X` (sequences or an AnnData)."""
+    if hasattr(X, "obs"):
+        return {"PCA": make_pipeline(VariableGenes(), *_principal(X), _linear(task, seed, class_weight))}
+    if level == "token":
+        return {"neighbourhood": Neighbourhood(task, seed=seed)}
+    found = {"k-mers": _counts(Kmers(), task, seed, class_weight)}
+    if are_coding(letters_of(X)):
+        found["codons"] = _counts(Codons(), task, seed, class_weight)
+    found["TextCNN"] = text_cnn(task, class_weight, seed)
+    return found
+
+
+def text_cnn(task: Task, class_weight: Any = None, seed: int = 0) -> Any:
+    """Convolutions over the letters, trained from scratch."""
+    from ribozyme.engine.sequences import SequenceModel
+    from ribozyme.train.estimators import Classifier, Regressor
+
+    letters = SequenceModel(OneHot(), FourLetters(), torch.device("cpu"))
+    how: dict[str, Any] = {"head": "textcnn", "dropout": 0.2, "epochs": 40, "batch_size": 32, "seed": seed}
+    how |= {"learning_rate": 2e-3, "device": "cpu"}
+    if task == "regression":
+        return Regressor(letters, **how)
+    return Classifier(letters, class_weight=class_weight, **how)
+
+
+@dataclass(frozen=True, slots=True)
+class OneHotConfig:
+    """Of a network without layers."""
+
+    dim: int = 5
+    layers: int = 0
+    causal: bool = False
+    max_letters: None = None
+
+
+class OneHot(nn.Module):
+    """A network that knows nothing: a row says which letter it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = OneHotConfig()
+        self.layers = nn.ModuleList()
+
+    def encode(self, batch: Packed, layer: int = -1) -> Tensor:
+        """(T, 5)."""
+        return F.one_hot(batch.ids, self.config.dim).float()
+
+
+class FourLetters:
+    """A, C, G, U (T), and one id for all others."""
+
+    letters: tuple[str, ...] = ("A", "C", "G", "U", "N")
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    mask_id: int | None = None
+    unknown_id = -1  # N is known
+
+    def encode(self, sequence: str) -> Values:
+        """One id a letter."""
+        return np.minimum(codes_of(sequence), 4).astype(np.int64)
+
+
+def letters_of(X: Any) -> list[str]:
+    """The sequences in capitals, T as U, without marks (E) and gaps."""
+    marks = str.maketrans("T", "U", "E-.")
+    return [one.sequence.upper().translate(marks) for one in read_sequences(X)]
+
+
+def are_coding(sequences: Sequence[str]) -> bool:
+    """Whether (nearly) all are whole codons without a stop before the last."""
+    return bool(np.mean([_is_coding(one) for one in sequences]) >= MOST)
+
+
+def _is_coding(sequence: str) -> bool:
+    inner = (sequence[k : k + 3] for k in range(0, len(sequence) - 3, 3))
+    return len(sequence) >= 9 and len(sequence) % 3 == 0 and not any(codon in STOPS for codon in inner)
+
+
+class _Stateless(TransformerMixin, BaseEstimator):
+    """A transformer that has nothing to learn."""
+
+    def fit(self, X: Any, y: Any = None) -> "_Stateless":
+        """Nothing to do."""
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+class Kmers(_Stateless):
+    """Sequences to (n, 4 + 16 + ... + 4^longest) sparse counts of k-mers; other letters break them."""
+
+    def __init__(self, longest: int = LONGEST_KMER) -> None:
+        self.longest = longest
+
+    def transform(self, X: Any) -> Any:
+        """Count."""
+        return _counted([self._counts(one) for one in letters_of(X)])
+
+    def _counts(self, sequence: str) -> Values:
+        letters = codes_of(sequence)
+        return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, self.longest + 1)])
+
+
+class Codons(_Stateless):
+    """Coding sequences to (n, 64 + 4096) sparse counts of codons and of pairs of neighbours."""
+
+    def transform(self, X: Any) -> Any:
+        """Count."""
+        return _counted([self._counts(one) for one in letters_of(X)])
+
+    def _counts(self, sequence: str) -> Values:
+        letters = codes_of(sequence)
+        return np.concatenate([_count(_words(letters, k, step=3), 4**k) for k in (3, 6)])
+
+
+def codes_of(sequence: str) -> Values:
+    """A, C, G, U as 0 to 3; 255 for others."""
+    return BASES[np.frombuffer(sequence.encode("ascii", "replace"), np.uint8)]
+
+
+def _words(letters: Values, k: int, step: int = 1) -> Values:
+    """The k-mers as numbers, those with other letters left out."""
+    if len(letters) < k:
+        return np.empty(0, np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(letters, k)[::step]
+    windows = windows[(windows < 4).all(1)]
+    return windows.astype(np.int64) @ (4 ** np.arange(k)[::-1])
+
+
+def _count(words: Values, kinds: int) -> Values:
+    return np.bincount(words, minlength=kinds)
+
+
+def _counted(rows: Iterable[Values]) -> Any:
+    return sparse.vstack([sparse.csr_matrix(row[None].astype(np.float64)) for row in rows]).tocsr()
+
+
+class VariableGenes(TransformerMixin, BaseEstimator):
+    """Cells (AnnData) to (n, top) log1p of counts per 10,000 of the genes that vary most in training cells.
+
+    Values that are no counts are taken as they are (log-normalised).
+    """
+
+    def __init__(self, top: int = VARIABLE_GENES) -> None:
+        self.top = top
+
+    def fit(self, X: Any, y: Any = None) -> "VariableGenes":
+        """Choose the genes."""
+        values = _log_normalised(X)
+        mean = np.asarray(values.mean(0)).ravel()
+        variance = np.asarray(values.multiply(values).mean(0)).ravel() - mean**2
+        chosen = np.sort(np.argsort(-variance, kind="stable")[: self.top])
+        self.genes_ = np.asarray(X.var_names)[chosen]
+        return self
+
+    def transform(self, X: Any) -> Values:
+        """The values of these genes; 0 where a cell's table lacks one."""
+        place = {name: k for k, name in reversed(list(enumerate(X.var_names)))}
+        columns = np.array([place.get(name, -1) for name in self.genes_])
+        if (columns < 0).all():
+            raise InputError("the cells have none of the genes of the training cells")
+        values = np.zeros((X.n_obs, len(columns)), np.float32)
+        values[:, columns >= 0] = _log_normalised(X)[:, columns[columns >= 0]].toarray()
+        return values
+
+
+def _log_normalised(cells: Any) -> Any:
+    values = sparse.csr_matrix(cells.X, dtype=np.float64, copy=True)
+    if len(values.data) and not np.equal(np.mod(values.data, 1), 0).all():
+        return values
+    totals = np.asarray(values.sum(1)).ravel()
+    values.data = np.log1p(values.data * np.repeat(1e4 / np.maximum(totals, 1), np.diff(values.indptr)))
+    return values
+
+
+def _counts(counter: Any, task: Task, seed: int, class_weight: Any) -> Any:
+    return make_pipeline(counter, TfidfTransformer(sublinear_tf=True), _linear(task, seed, class_weight))
+
+
+def _principal(X: Any) -> tuple[Any, Any]:
+    most = min(COMPONENTS, X.n_obs - 1, X.n_vars)
+    return StandardScaler(), PCA(max(1, most), random_state=0)
+
+
+def _linear(task: Task, seed: int, class_weight: Any = None) -> Any:
+    """Ridge or logistic regression; its strength is chosen on a part of the training examples held back."""
+    if task == "regression":
+        return Tuned(Ridge(), "alpha", ALPHAS, "neg_mean_squared_error", seed)
+    logistic = LogisticRegression(max_iter=1000, class_weight=class_weight)
+    if task == "multilabel":
+        return Tuned(OneVsRestClassifier(logistic), "estimator__C", CS, None, seed)
+    return Tuned(logistic, "C", CS, "neg_log_loss", seed)
+
+
+class Tuned(BaseEstimator):
+    """An estimator with one parameter chosen among some on a fifth of the training examples."""
+
+    def __init__(
+        self, estimator: Any, parameter: str, values: Sequence[float], scoring: str | None, seed: int = 0
+    ) -> None:
+        self.estimator, self.parameter, self.values = estimator, parameter, values
+        self.scoring, self.seed = scoring, seed
+
+    def fit(self, X: Any, y: Any) -> "Tuned":
+        """Choose, then fit to all examples."""
+        target = np.asarray(y)
+        search = GridSearchCV(
+            self.estimator,
+            {self.parameter: list(self.values)},
+            scoring=self.scoring,
+            cv=self._held_back(target),
+            error_score="raise",
+        )
+        self.chosen_ = search.fit(X, target).best_estimator_
+        if hasattr(self.chosen_, "classes_"):
+            self.classes_ = self.chosen_.classes_
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Of the chosen estimator."""
+        return self.chosen_.predict(X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Of the chosen estimator."""
+        return self.chosen_.predict_proba(X)
+
+    def _held_back(self, target: Values) -> Any:
+        kinds = np.unique(target, return_counts=True)[1] if self.scoring == "neg_log_loss" else np.array([0])
+        many = kinds.min() >= 2 and HELD * len(target) >= len(kinds)
+        splitter = StratifiedShuffleSplit if many else ShuffleSplit
+        if not many and self.scoring == "neg_log_loss":
+            return [(np.arange(len(target)),) * 2]  # too few of a class to hold any back: the weakest penalty
+        return splitter(1, test_size=HELD, random_state=self.seed)
+
+
+class Neighbourhood(BaseEstimator):
+    """Of each letter, from the letters up to `reach` away and its distance to the ends: ridge, or logistic.
+
+    `y` is a list of labels of letters (or a string) a sequence; letters without a label are not learnt from.
+    """
+
+    def __init__(self, task: Task = "regression", reach: int = REACH, seed: int = 0) -> None:
+        self.task, self.reach, self.seed = task, reach, seed
+
+    def fit(self, X: Any, y: Any) -> "Neighbourhood":
+        """Learn from all letters that have a label."""
+        sequences = letters_of(X)
+        self.labels_ = Labels.seen(self.task, y, len(sequences), level="token")
+        targets = self.labels_.encode(y, len(sequences), [len(one) for one in sequences])
+        rows = np.concatenate([self._rows(one) for one in sequences])
+        target = np.concatenate([one.numpy() for one in targets])
+        known = target != UNLABELLED if self.task == "classification" else ~np.isnan(target).any(1)
+        self.model_ = _linear(self.task, self.seed).fit(rows[known], target[known])
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """One array (or string) a sequence."""
+        outputs = []
+        for one in letters_of(X):
+            predicted = self.model_.predict(self._rows(one))
+            if self.task == "classification":
+                predicted = np.eye(self.labels_.outputs)[predicted]
+            outputs.append(predicted.reshape(len(one), -1))
+        return self.labels_.decode(outputs)
+
+    def _rows(self, sequence: str) -> Values:
+        """(letters, (2 reach + 1) 4 + 2) letters around each, one-hot, and how near the ends are."""
+        letters = np.pad(codes_of(sequence), self.reach, constant_values=255)
+        around = np.lib.stride_tricks.sliding_window_view(letters, 2 * self.reach + 1)
+        hot = (around[:, :, None] == np.arange(4)).reshape(len(sequence), -1)
+        place = np.arange(len(sequence))
+        ends = np.stack([1 / (1 + place), 1 / (len(sequence) - place)], axis=1)
+        return np.concatenate([hot, ends], axis=1)
