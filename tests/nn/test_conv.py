@@ -61,4 +61,4 @@ def test_neighbours_never_leak_not_even_infinity():
     alone = causal_conv(x[4:9], weight, bias, cumulative([5]))
     x[3], x[9] = float("inf"), float("nan")
     packed = causal_conv(x, weight, bias, cumulative([4, 5, 3]))
-    assert_close(packed[4:9], alone, atol=0, rtol=0)
+    assert_close(packed[4:9], alone, atol=1e-6, rtol=0)  # its first rows are summed in another order

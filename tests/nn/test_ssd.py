@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ribozyme.nn import ssd as module
-from ribozyme.nn.ssd import Chunks, ssd, ssd_reference
+from ribozyme.nn.ssd import Chunks, pieces, ssd, ssd_reference
 from ribozyme.packing import bounds, cumulative
 
 HEADS, DIM, STATE = 4, 3, 5
@@ -56,16 +56,15 @@ def test_equals_the_recurrence_with_gradients(sizes, groups, step, alone):
 @given(
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=6),
     size=st.integers(1, 80),
-    block=st.integers(1, 300),
     alone=st.integers(1, 100),
     step=st.sampled_from([SLOW, MIXED, FAST]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=40)
-def test_neither_the_chunks_nor_the_blocks_matter(sizes, size, block, alone, step, seed):
+def test_the_chunks_do_not_matter(sizes, size, alone, step, seed):
     inputs, cu = random_inputs(sizes, 2, step, seed), cumulative(sizes)
     with torch.no_grad():
-        assert_close(*both(inputs, cu, Chunks.of(sizes, size, block, alone)), atol=1e-10, rtol=1e-10)
+        assert_close(*both(inputs, cu, Chunks.of(sizes, size, alone)), atol=1e-10, rtol=1e-10)
 
 
 @given(length=st.integers(1, 700), step=st.sampled_from([SLOW, MIXED, FAST]), seed=st.integers(0, 99))
@@ -152,18 +151,6 @@ def test_a_sequence_in_two_halves_is_the_whole():
     assert_close(final, last, atol=1e-10, rtol=0)
 
 
-def test_gradients_computed_twice_are_the_same(monkeypatch):
-    inputs = random_inputs([150, 30], 2)
-
-    def gradients():
-        y, last = ssd(*inputs[:5], Chunks.of([150, 30], 16, 64), inputs[5])
-        return torch.autograd.grad(y.square().sum() + last.sum(), inputs)
-
-    plain = gradients()
-    monkeypatch.setattr(module, "RECOMPUTE", 10)
-    assert_close(gradients(), plain, atol=1e-12, rtol=0)
-
-
 def test_half_precision_runs_in_float32_even_under_autocast():
     inputs, chunks = random_inputs([70], dtype=torch.float32), Chunks.of([70])
     rounded = [one.detach().bfloat16() for one in inputs[:5]]
@@ -174,7 +161,7 @@ def test_half_precision_runs_in_float32_even_under_autocast():
 
 
 def test_the_cuts_of_a_sequence_depend_on_its_length_alone():
-    packed = Chunks.of([3, 130, 64, 65], 64, 128, alone=100)
+    packed = Chunks.of([3, 130, 64, 65], alone=100)
     (long, first), *short = packed.groups
     assert long.tolist() == [1]
     assert [(block.shape, block.tokens) for block in first] == [
@@ -185,12 +172,36 @@ def test_the_cuts_of_a_sequence_depend_on_its_length_alone():
         int(row[0]) for _, blocks in short for block in blocks for row in block.tokens.view(block.shape)
     }
     assert starts == {0, 133, 197, 261}
-    assert all(block.shape[0] <= 2 for _, blocks in packed.groups for block in blocks)
 
 
 def test_long_sequences_are_read_where_they_stand():
     assert Chunks.of([300, 256, 1000]).places is None
     assert Chunks.of([300, 255, 1000]).places is not None
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=8),
+    most=st.integers(1, 300),
+    size=st.integers(1, 80),
+)
+@settings(deadline=None, max_examples=30)
+def test_pieces_are_the_batch_in_order_and_depend_on_each_length_alone(sizes, most, size):
+    cut = list(pieces(sizes, most, size))
+    assert [piece.tokens.start for piece in cut] == [0, *(piece.tokens.stop for piece in cut[:-1])]
+    assert cut[-1].tokens.stop == sum(sizes)
+    parts, whole = [], []
+    for piece in cut:
+        lengths = piece.chunks.cu_seqlens.diff().tolist()
+        assert piece.tokens.stop - piece.tokens.start == sum(lengths)
+        assert len(lengths) == 1 or (piece.begins and piece.ends and sum(lengths) <= most)
+        assert piece.ends or lengths[0] % size == 0
+        parts += [[one] for one in lengths] if piece.begins else []
+        if not piece.begins:
+            parts[-1] += lengths
+        whole += [piece.ends] * len(lengths)
+    assert [sum(part) for part in parts] == sizes
+    for length, part in zip(sizes, parts):
+        assert part == [p.tokens.stop - p.tokens.start for p in pieces([length], most, size)]
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from ribozyme.packing import bounds
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, cu_seqlens: Tensor, *, silu: bool = False) -> Tensor:
     """(T, c), (c, K), (c,) -> (T, c), followed by SiLU where asked for."""
-    y: Tensor = _CausalConv.apply(x, weight, bias, cu_seqlens)
-    return F.silu(y) if silu else y
+    convolve = _CausalConv.apply if torch.is_grad_enabled() else _CausalConv.forward
+    y: Tensor = convolve(x, weight, bias, cu_seqlens)
+    return F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y
 
 
 def causal_conv_reference(
@@ -41,8 +42,9 @@ class _CausalConv(torch.autograd.Function):
         y = torch.addcmul(bias, x, taps[0])
         for k in range(1, min(len(taps), len(x))):
             y[k:].addcmul_(x[:-k], taps[k])
-        rows, first, last = _edges(cu_seqlens, len(taps) - 1, at_start=True)
-        y[rows] = bias + _windows(x, taps, rows, -1, first, last)
+        if len(cu_seqlens) > 2:  # before the first sequence there is nothing to take back
+            rows, first, last = _edges(cu_seqlens, len(taps) - 1, at_start=True)
+            y[rows] = bias + _windows(x, taps, rows, -1, first, last)
         return y
 
     @staticmethod

@@ -22,16 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ribozyme.nn.norm import at_least_float32
 from ribozyme.packing import bounds, cumulative
 
 Array = npt.NDArray[np.int64]
 
-RECOMPUTE = 16_384  # tokens; for the gradient of more, the inside of the scan is computed twice
 SEPARABLE = 80.0  # exp(40) = 2e17, exp(-80) = 2e-35: float32 can hold them, and sums of such terms
-ALONE = 256  # tokens
 
 
 def ssd_reference(
@@ -76,9 +73,12 @@ class Block:
     following: Tensor
 
     @classmethod
-    def of(cls, starts: Array, members: Array, first: int, steps: list[int], size: int) -> "Block":
-        """Chunks `first`, `first + 1` ... of `members`, of which `steps` are long enough."""
-        number = np.repeat(np.arange(first, first + len(steps)), steps)
+    def of(cls, starts: Array, members: Array, size: int) -> "Block":
+        """All chunks of the sequences `members`, longest first, in a batch with these `starts`."""
+        lengths = starts[members + 1] - starts[members]
+        size = int(min(size, -(-lengths[0] // 8) * 8))  # a lone chunk needs no more room than its tokens
+        steps = [int((lengths > first).sum()) for first in range(0, int(lengths[0]), size)]
+        number = np.repeat(np.arange(len(steps)), steps)
         member = np.concatenate([np.arange(count) for count in steps])
         end = starts[members + 1][member][:, None]
         tokens = (starts[members][member] + number * size)[:, None] + np.arange(size)
@@ -116,11 +116,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How a batch is cut for `ssd`; made once for all layers, from what is known without the device.
+    """How sequences are cut for `ssd`; made once for all layers, from what is known without the device.
 
     The cuts of a sequence depend on its length alone. A long one is read where it stands, chunk after
     chunk, without any padding. Shorter ones run together, longest first, so that the carry runs over all
-    of them at once. Blocks are of bounded size, so that a long one needs no more memory than its own rows.
+    of them at once.
 
     groups : sequences (by number) that run together, with their blocks in order of time
     places : (T,) where the row of each token comes out, counted over all blocks; None if in place
@@ -131,59 +131,80 @@ class Chunks:
     places: Tensor | None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], size: int = 64, block: int = 1024, alone: int = ALONE) -> "Chunks":
-        """Cut into chunks of `size` tokens, worked on `block` tokens at a time.
-
-        alone : sequences of so many tokens or more run by themselves; fewer steps for a CPU, more for a GPU
-        """
-        cu_seqlens = cumulative(lengths)
-        starts, sizes = cu_seqlens.numpy().astype(np.int64), np.asarray(lengths)
-        rows = max(1, block // size)
+    def of(cls, lengths: Sequence[int], size: int = 64, alone: int = 256) -> "Chunks":
+        """Cut into chunks of `size` tokens; sequences of `alone` tokens or more run by themselves."""
+        cu_seqlens, sizes = cumulative(lengths), np.asarray(lengths)
+        starts = cu_seqlens.numpy().astype(np.int64)
         groups = [
-            (torch.tensor([k]), _alone(int(starts[k]), int(sizes[k]), size, rows))
+            (torch.tensor([k]), _alone(int(starts[k]), int(sizes[k]), size))
             for k in np.flatnonzero(sizes >= alone)
         ]
         shorter = np.flatnonzero(sizes < alone)
         if len(shorter):
-            size = int(min(size, -(-sizes[shorter].max() // 8) * 8))  # one chunk has no more room than tokens
-            rows = max(1, block // size)
             longest_first = shorter[np.argsort(-sizes[shorter], kind="stable")]
-            for members in np.split(longest_first, range(rows, len(longest_first), rows)):
-                steps = _steps(sizes[members], size, rows)
-                blocks = tuple(Block.of(starts, members, first, counts, size) for first, counts in steps)
-                groups.append((torch.from_numpy(members), blocks))
+            groups.append((torch.from_numpy(longest_first), (Block.of(starts, longest_first, size),)))
         return cls(cu_seqlens, tuple(groups), _places([block for _, blocks in groups for block in blocks]))
 
     def to(self, device: torch.device) -> "Chunks":
         """The same cuts on another device."""
-        return Chunks(
-            self.cu_seqlens.to(device),
-            tuple(
-                (members.to(device), tuple(b.to(device) for b in blocks)) for members, blocks in self.groups
-            ),
-            None if self.places is None else self.places.to(device),
+        groups = (
+            (members.to(device), tuple(b.to(device) for b in blocks)) for members, blocks in self.groups
         )
+        places = None if self.places is None else self.places.to(device)
+        return Chunks(self.cu_seqlens.to(device), tuple(groups), places)
 
 
-def _alone(start: int, length: int, size: int, rows: int) -> tuple[Block, ...]:
-    """The blocks of one sequence: whole chunks, at most `rows` at a time, and what is left."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that a block of the network works on together: some whole sequences, or a part of a long one.
+
+    begins, ends : whether no piece before, or after, holds a part of the same sequence
+    """
+
+    tokens: slice
+    chunks: Chunks
+    begins: bool
+    ends: bool
+
+
+def pieces(lengths: Sequence[int], most: int, size: int = 64, alone: int = 256) -> Iterator[Piece]:
+    """Cut a batch into pieces of about `most` tokens; a part of a sequence is a number of whole chunks.
+
+    Few enough tokens stay in a cache from one operation to the next. Which parts a sequence has depends on
+    its length alone.
+    """
+    start = 0
+    for held in _held(lengths, most):
+        parts = [held] if len(held) > 1 else [[part] for part in _parts(held[0], most, size)]
+        for k, part in enumerate(parts):
+            tokens = slice(start, start := start + sum(part))
+            yield Piece(tokens, Chunks.of(part, size, alone), k == 0, k == len(parts) - 1)
+
+
+def _held(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Runs of sequences that hold no more than `most` tokens together, or one that holds more."""
+    held, total = list[int](), 0
+    for length in lengths:
+        if held and total + length > most:
+            yield held
+            held, total = [], 0
+        held.append(length)
+        total += length
+    yield held
+
+
+def _parts(length: int, most: int, size: int) -> list[int]:
+    """About length / most parts, as even as whole chunks can be."""
+    chunks = -(-length // size)
+    count = min(chunks, max(1, round(length / most)))
+    return np.diff([*(size * (chunks * k // count) for k in range(count)), length]).tolist()
+
+
+def _alone(start: int, length: int, size: int) -> tuple[Block, ...]:
+    """The blocks of one sequence: whole chunks, and what is left."""
     whole, rest = divmod(length, size)
-    blocks = [Block.alone(start + k * size, min(rows, whole - k), size) for k in range(0, whole, rows)]
-    if rest:
-        blocks.append(Block.alone(start + whole * size, 1, rest))
-    return tuple(blocks)
-
-
-def _steps(lengths: Array, size: int, rows: int) -> Iterator[tuple[int, list[int]]]:
-    """Runs of chunk numbers, at most `rows` chunks in a run: the first number, the chunks of each."""
-    first, counts = 0, list[int]()
-    for number in range(-(-int(lengths.max()) // size)):
-        count = int((lengths > number * size).sum())
-        if counts and sum(counts) + count > rows:
-            yield first, counts
-            first, counts = number, []
-        counts.append(count)
-    yield first, counts
+    blocks = [Block.alone(start, whole, size)] if whole else []
+    return (*blocks, Block.alone(start + length - rest, 1, rest)) if rest else tuple(blocks)
 
 
 def _places(blocks: list[Block]) -> Tensor | None:
@@ -222,30 +243,21 @@ def ssd(
         state = (
             state.to(x.dtype).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)
         )  # (n, G, N, K P)
-    again = torch.is_grad_enabled() and len(x) > RECOMPUTE
-    rows, finals, order = [], [], []
+    rows, finals, order = [], list[Tensor | None](), []
     with torch.autocast(x.device.type, enabled=False):
         for members, blocks in chunks.groups:
-            carried, ended = None if state is None else state[members], list[Tensor]()
+            carried = None if state is None else state[members]
             for block in blocks:
-                if carried is not None:
-                    ended.insert(0, carried[block.steps[0] :])
-                    carried = carried[: block.steps[0]]
-                inputs = (x, dt, A, B, C, carried, block, final or block is not blocks[-1])
-                if again:  # keep the inputs alone, compute the rest once more for the gradient
-                    y, carried = checkpoint(_scan, *inputs, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    y, carried = _scan(*inputs)
+                y, carried = _scan(x, dt, A, B, C, carried, block, final or block is not blocks[-1])
                 rows.append(y)
-            if carried is not None:
-                finals += [carried, *ended]
+            finals.append(carried)
             order.append(members)
     y = rows[0] if len(rows) == 1 else torch.cat(rows)
     if chunks.places is not None:
         y = y.index_select(0, chunks.places)
     if not final:
         return y, None
-    last = torch.cat(finals)[torch.cat(order).argsort()]
+    last = torch.cat(finals)[torch.cat(order).argsort()]  # type: ignore[arg-type]
     return y, last.unflatten(3, (-1, dim)).permute(0, 1, 3, 4, 2).flatten(1, 2)
 
 
@@ -323,6 +335,7 @@ def _carry(
         added = B[now].mT, u[now]
         state = torch.bmm(*added) if state is None else (state * decay[now]).baddbmm_(*added)
         state = state.mul_(scale[now])
+    assert state is not None
     return torch.cat(read), torch.cat([state, *ended])
 
 

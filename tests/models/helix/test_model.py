@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ribozyme.errors import CheckpointError, ConfigError
+from ribozyme.models.helix import model as helix
 from ribozyme.models.helix.config import Config
 from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.nn.attention import attention_reference
@@ -136,6 +137,41 @@ def test_the_size_of_chunks_does_not_matter(size, monkeypatch):
     before = module.encode(batch)
     monkeypatch.setattr(module, "chunk_size", size)
     assert_close(module.encode(batch), before, atol=5e-5, rtol=0)  # other sums, other roundings
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("most", [1, 64, 150])
+def test_a_sequence_in_pieces_is_the_whole(most, groups, monkeypatch):
+    module, batch = tiny(groups=groups), draw(300, 5, 64, 131)
+    rows, state = module.prefill(batch)
+    monkeypatch.setattr(helix, "at_once", lambda device: most)
+    assert_close(module.encode(batch), rows, atol=5e-5, rtol=0)
+    in_pieces, its_state = module.prefill(batch)
+    assert_close(in_pieces, rows, atol=5e-5, rtol=0)
+    ids = torch.tensor([1, 2, 3, 4])
+    assert_close(module.step(its_state, ids), module.step(state, ids), atol=5e-5, rtol=0)
+
+
+def test_gradients_computed_twice_are_the_same(monkeypatch):
+    module, batch = tiny(), draw(150, 30)
+    monkeypatch.setattr(helix, "at_once", lambda device: 64)
+
+    def gradients():
+        return torch.autograd.grad(module.encode(batch).square().sum(), module.layers.parameters())
+
+    plain = gradients()
+    monkeypatch.setattr(helix, "RECOMPUTE", 10)
+    assert_close(gradients(), plain, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_chosen_rows_are_those_of_all(layout, layer):
+    module, batch = tiny(layout), draw(70, 3, 20)
+    rows = torch.tensor([72, 0, 69, 92, 0])
+    assert_close(module.encode(batch, layer, rows=rows), module.encode(batch, layer)[rows], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()

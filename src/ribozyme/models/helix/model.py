@@ -9,12 +9,13 @@ reads one more token of each sequence.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ribozyme.errors import CheckpointError, ConfigError
 from ribozyme.models.helix.config import Config
@@ -23,8 +24,11 @@ from ribozyme.nn.conv import causal_conv
 from ribozyme.nn.embedding import Embedding
 from ribozyme.nn.linear import Linear
 from ribozyme.nn.norm import GatedRMSNorm, RMSNorm, at_least_float32
-from ribozyme.nn.ssd import Chunks, ssd
+from ribozyme.nn.ssd import Chunks, Piece, pieces, ssd
 from ribozyme.packing import Packed
+
+RECOMPUTE = 16_384  # tokens; for the gradient of more, the inside of Mamba-2 is computed twice
+Cut = tuple[Piece, ...]
 
 
 @dataclass(slots=True)
@@ -33,6 +37,11 @@ class Recent:
 
     inputs: Tensor  # (n, K - 1, c)
     state: Tensor  # (n, H, P, N)
+
+    @classmethod
+    def joined(cls, parts: list["Recent"]) -> "Recent":
+        """The sequences of all parts."""
+        return cls(torch.cat([one.inputs for one in parts]), torch.cat([one.state for one in parts]))
 
 
 @dataclass(slots=True)
@@ -77,15 +86,22 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(config.inner, config.groups, config.eps)
         self.out_proj = Linear(config.inner, config.dim, bias=config.bias)
 
-    def forward(self, u: Tensor, chunks: Chunks, remember: bool) -> tuple[Tensor, Recent | None]:
+    def forward(
+        self, u: Tensor, chunks: Chunks, recent: Recent | None, remember: bool
+    ) -> tuple[Tensor, Recent | None]:
         z, xBC, dt = self._project(u)
         weight, bias = self._taps()
-        x, B, C = self._split(causal_conv(xBC, weight, bias, chunks.cu_seqlens, silu=True))
-        y, state = ssd(x, dt, -self.A_log.exp(), B, C, chunks, final=remember)
+        state, before, cu_seqlens = None, 0, chunks.cu_seqlens
+        if recent is not None:
+            state, before = recent.state, recent.inputs.shape[1]
+            xBC = torch.cat([recent.inputs[0], xBC])
+            cu_seqlens = torch.cat([cu_seqlens[:1], cu_seqlens[1:] + before])
+        x, B, C = self._split(causal_conv(xBC, weight, bias, cu_seqlens, silu=True)[before:])
+        y, state = ssd(x, dt, -self.A_log.exp(), B, C, chunks, state, final=remember)
         y = self._finish(y, x, z)
-        return y, state if state is None else Recent(
-            _ends(xBC, chunks.cu_seqlens, weight.shape[1] - 1), state
-        )
+        if state is None:
+            return y, None
+        return y, Recent(_ends(xBC, cu_seqlens, weight.shape[1] - 1), state)
 
     def step(self, u: Tensor, recent: Recent) -> Tensor:  # (n, d) -> (n, d)
         """One more token of each sequence; `recent` is brought up to date."""
@@ -136,9 +152,9 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, chunks: Chunks) -> tuple[Tensor, Past]:  # (T, d) -> (T, d)
+    def forward(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Past]:  # (T, d) -> (T, d)
         q, k, v = self._split(x)
-        y = attention(q, k, v, chunks.cu_seqlens, causal=True)
+        y = attention(q, k, v, cu_seqlens, causal=True)
         return self.out(y.flatten(1)), Past(k, v)
 
     def step(self, x: Tensor, past: Past, lengths: Tensor, longest: int) -> Tensor:  # (n, d) -> (n, d)
@@ -175,15 +191,38 @@ class MLP(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """`M`: h + mixer(norm h)."""
+    """`M`: h + mixer(norm h), piece after piece."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm = RMSNorm(config.dim, config.eps)
         self.mixer = Mamba2(config)
 
-    def forward(self, h: Tensor, chunks: Chunks, remember: bool = False) -> tuple[Tensor, Recent | None]:
-        y, recent = self.mixer(self.norm(h), chunks, remember)
+    def forward(
+        self, h: Tensor, batch: Packed, cut: Cut, remember: bool = False
+    ) -> tuple[Tensor, Recent | None]:
+        rows, memories, recent = [], list[Recent](), None
+        again = torch.is_grad_enabled() and len(h) > RECOMPUTE
+        for piece in cut:
+            inputs = (
+                h[piece.tokens],
+                piece.chunks,
+                None if piece.begins else recent,
+                remember or not piece.ends,
+            )
+            if again:  # keep the inputs alone, compute the rest once more for the gradient
+                y, recent = checkpoint(self._piece, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                y, recent = self._piece(*inputs)
+            rows.append(y)
+            if piece.ends and recent is not None:
+                memories.append(recent)
+        return torch.cat(rows), Recent.joined(memories) if memories else None
+
+    def _piece(
+        self, h: Tensor, chunks: Chunks, recent: Recent | None, remember: bool
+    ) -> tuple[Tensor, Recent | None]:
+        y, recent = self.mixer(self.norm(h), chunks, recent, remember)
         return h + y, recent
 
     def step(self, h: Tensor, state: State, recent: Recent) -> Tensor:  # (n, d) -> (n, d)
@@ -192,15 +231,15 @@ class MambaBlock(nn.Module):
 
 
 class MLPBlock(nn.Module):
-    """`+`: h + mlp(norm h)."""
+    """`+`: h + mlp(norm h), whose inner rows are wide: so many at a time as stay in a cache."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm = RMSNorm(config.dim, config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, chunks: Chunks, remember: bool = False) -> tuple[Tensor, None]:
-        return h + self.mlp(self.norm(h)), None
+    def forward(self, h: Tensor, batch: Packed, cut: Cut, remember: bool = False) -> tuple[Tensor, None]:
+        return torch.cat([rows + self.mlp(self.norm(rows)) for rows in h.split(at_once(h.device))]), None
 
     def step(self, h: Tensor, state: State, memory: None) -> Tensor:  # (n, d) -> (n, d)
         """One more token of each sequence."""
@@ -217,10 +256,10 @@ class AttentionBlock(nn.Module):
         self.norm2 = RMSNorm(config.dim, config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, chunks: Chunks, remember: bool = False) -> tuple[Tensor, Past]:
-        y, past = self.attention(self.norm1(h), chunks)
+    def forward(self, h: Tensor, batch: Packed, cut: Cut, remember: bool = False) -> tuple[Tensor, Past]:
+        y, past = self.attention(self.norm1(h), batch.cu_seqlens)
         h = h + y
-        return h + self.mlp(self.norm2(h)), past
+        return torch.cat([rows + self.mlp(self.norm2(rows)) for rows in h.split(at_once(h.device))]), past
 
     def step(self, h: Tensor, state: State, past: Past) -> Tensor:  # (n, d) -> (n, d)
         """One more token of each sequence."""
@@ -245,8 +284,10 @@ class HelixMRNA(nn.Module):
         self.norm = RMSNorm(config.dim, config.eps)
         self.lm_head = Linear(config.dim, config.vocab_size, bias=False) if config.head == "own" else None
 
-    def encode(self, batch: Packed, layer: int = -1) -> Tensor:
+    def encode(self, batch: Packed, layer: int = -1, *, rows: Tensor | None = None) -> Tensor:
         """(T, d) after `layer`: 0 the embeddings, 1 ... L-1 the raw stream, L (or -1) after the last norm.
+
+        rows : (m,) int64, tokens; only theirs are returned, (m, d), and computed where no other needs them
 
         Raises
         ------
@@ -255,10 +296,14 @@ class HelixMRNA(nn.Module):
         depth = layer + len(self.layers) + 1 if layer < 0 else layer
         if not 0 <= depth <= len(self.layers):
             raise ConfigError(f"layer {layer} does not exist", hint=f"0 to {len(self.layers)}, or -1")
-        chunks = self._cut(batch)
+        mixing = len(self.config.layout[:depth].rstrip("+"))  # from here on, each row is for itself
+        cut = self._cut(batch)
         h = at_least_float32(self.tokens(batch.ids))
-        for block in self.layers[:depth]:
-            h, _ = block(h, chunks)
+        for block in self.layers[:mixing]:
+            h, _ = block(h, batch, cut)
+        h = h if rows is None else h[rows]
+        for block in self.layers[mixing:depth]:
+            h, _ = block(h, batch, cut)
         return self.norm(h) if depth == len(self.layers) else h
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -279,10 +324,10 @@ class HelixMRNA(nn.Module):
 
     def prefill(self, batch: Packed) -> tuple[Tensor, State]:
         """`encode`, and the state from which `step` goes on."""
-        chunks, blocks = self._cut(batch), []
+        cut, blocks = self._cut(batch), []
         h = at_least_float32(self.tokens(batch.ids))
         for block in self.layers:
-            h, memory = block(h, chunks, remember=True)
+            h, memory = block(h, batch, cut, remember=True)
             blocks.append(memory.unpacked(batch.lengths) if isinstance(memory, Past) else memory)
         return self.norm(h), State(batch.cu_seqlens.diff().long(), batch.max_seqlen, blocks)
 
@@ -349,10 +394,18 @@ class HelixMRNA(nn.Module):
             self.tokens.weight, std=0.02 if self.config.head == "tied" else 1.0, generator=generator
         )
 
-    def _cut(self, batch: Packed) -> Chunks:
-        if batch.ids.device.type == "cpu":
-            return Chunks.of(batch.lengths, self.chunk_size)
-        return Chunks.of(batch.lengths, self.chunk_size, 65_536, alone=65_536).to(batch.ids.device)
+    def _cut(self, batch: Packed) -> Cut:
+        device = batch.ids.device
+        alone = (
+            256 if device.type == "cpu" else max(batch.lengths) + 1
+        )  # a GPU wants few steps, a CPU no copies
+        cut = pieces(batch.lengths, at_once(device), self.chunk_size, alone)
+        return tuple(replace(piece, chunks=piece.chunks.to(device)) for piece in cut)
+
+
+def at_once(device: torch.device) -> int:
+    """Tokens that go through a block together: as many as a cache holds, or as fill a GPU."""
+    return 1_024 if device.type == "cpu" else 65_536
 
 
 @torch.no_grad()
