@@ -154,10 +154,13 @@ def _of_object(source: Any, modality: str | None, where: str | None = None) -> C
     where = where or "adata"
     names = np.asarray(source.obs_names, dtype=object)
     if source.isbacked and source.is_view:
-        return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where, f"{where}.X"))
+        return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where))
     if source.is_view:
         return Cells(names, source.var, where, lambda start, end: source[start:end].X)
-    return Cells(names, source.var, where, _rows_of(source.X, where, f"{where}.X"))
+    X = source.X
+    if hasattr(X, "group"):  # sparse, in a file that somebody else opened
+        check_sparse(X.group, where, "X")
+    return Cells(names, source.var, where, _rows_of(X, where))
 
 
 def _backed_view(source: Any, where: str) -> Any:
@@ -184,17 +187,16 @@ def _of_group(root: Any, path: Path) -> Cells:
         raise InputError(
             f"{path}: X is {X.shape}, but there are {len(names):,} names and {len(table):,} genes"
         )
-    return Cells(np.asarray(names, dtype=object), table, str(path), _rows_of(X, str(path), "X"))
+    return Cells(np.asarray(names, dtype=object), table, str(path), _rows_of(X, str(path)))
 
 
-def _rows_of(X: Any, where: str, name: str) -> Callable[[int, int], Any]:
-    """Start and end to rows of a matrix, in memory or on disk; columns-first ones are turned once."""
+def _rows_of(X: Any, where: str) -> Callable[[int, int], Any]:
+    """Start and end to rows of a matrix in memory, or checked on disk; columns-first ones are turned once."""
     if X is None:
         raise InputError(
             f"{where}: X is empty", hint="put the counts in it: adata.X = adata.layers['counts']"
         )
     if hasattr(X, "group") and hasattr(X, "format"):  # sparse, on disk
-        check_sparse(X.group, where, name)
         X = X if X.format == "csr" else X.to_memory()
     if sparse.issparse(X) and X.format != "csr":
         if X.format == "csc":
