@@ -89,6 +89,13 @@ def test_small_parts_share_a_shard_and_an_error_loses_none(output):
         assert sink.gaps() == [(5, None)]
 
 
+def test_the_second_ctrl_c_loses_none_and_says_so(output, caplog):
+    with pytest.raises(KeyboardInterrupt), Sink(output, JOB, ragged=False) as sink:  # noqa: PT012
+        sink.write(part(0, 3))
+        raise KeyboardInterrupt
+    assert "3 results are kept" in caplog.text
+
+
 def test_many_results_are_written_before_their_time(output, monkeypatch):
     monkeypatch.setattr("ribozyme.engine.sink.SHARD_BYTES", 64)
     with Sink(output, JOB, ragged=False) as sink:

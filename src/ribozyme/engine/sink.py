@@ -123,8 +123,12 @@ class Sink:
             if not self.shards:
                 self.remove()
             self._let_go()
-        if isinstance(error, Exception) and not isinstance(error, OutputError) and self.shards:
+        if error is None or isinstance(error, OutputError) or not self.shards:
+            return  # nothing is kept, or it was said
+        if isinstance(error, Exception):
             error.add_note(self.kept())
+        else:  # the second Ctrl-C
+            log.warning("stopped at once; %s", self.kept())
 
     def gaps(self) -> list[tuple[int, int | None]]:
         """Runs of inputs (start, end) without results; the last has no end."""
