@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ribozyme.nn.attention import attention, attention_reference
+from ribozyme.nn.attention import attention, attention_reference, attention_varlen
 from ribozyme.packing import bounds, cumulative
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -30,6 +30,45 @@ def test_equals_the_definition_with_gradients(sizes, kv_heads, causal, seed):
         atol=1e-10,
         rtol=0,
     )
+
+
+@given(
+    sizes=lengths,
+    kv_heads=st.sampled_from([1, 2, 4]),
+    causal=st.booleans(),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=40)
+def test_some_rows_are_those_of_all_with_gradients(sizes, kv_heads, causal, seed, data):
+    (q, k, v), cu = random_qkv(sum(sizes), 4, kv_heads, seed), cumulative(sizes)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=9)), dtype=torch.int64)
+    ours = attention(q[rows], k, v, cu, rows=rows, causal=causal)
+    expected = attention_reference(q, k, v, cu, causal=causal)[rows]
+    assert_close(ours, expected, atol=1e-10, rtol=0)
+    if len(rows):
+        gradients = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (ours, expected)]
+        assert_close(*gradients, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_flash_kernel_is_told_where_queries_and_keys_begin(monkeypatch, causal):
+    from torch.nn.attention import varlen
+
+    def by_sequence(q, k, v, cu_q, cu_k, longest_q, longest_k, *, window_size, enable_gqa, num_splits):
+        assert (longest_q, longest_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
+        assert cu_q.dtype == cu_k.dtype == torch.int32
+        assert (enable_gqa, num_splits) == (True, 1)
+        return torch.cat(
+            [
+                attention_reference(q[a:b], k[s:e], v[s:e], cumulative([e - s]), causal=window_size[1] == 0)
+                for (a, b), (s, e) in zip(bounds(cu_q), bounds(cu_k), strict=True)
+            ]
+        )
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_sequence)
+    qkv, cu = random_qkv(30, 4, 2, seed=0), cumulative([4, 21, 5])
+    assert_close(attention_varlen(*qkv, cu, cu, causal=causal), attention(*qkv, cu, causal=causal))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -8,32 +8,88 @@ from torch import Tensor
 
 from ribozyme.packing import bounds
 
+VARLEN = False
+"""Whether `attention` takes `attention_varlen` where it can. Off: that has not been run on a GPU yet."""
+
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool = False, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    rows: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(e)) v inside each sequence.
 
-    q : (T, H, e); k, v : (T, G, e) with H a multiple of G: query head h reads key head h // (H / G).
+    q : (m, H, e); k, v : (T, G, e) with H a multiple of G: query head h reads key head h // (H / G).
+    rows : (m,) int64, the tokens that `q` is of, in any order; without it all of them, m = T.
     dropout : the share of the probabilities that is zeroed, in training.
-    Returns (T, H, e). A token never sees another sequence.
+    Returns (m, H, e). A token never sees another sequence.
     """
+    if rows is not None:
+        rows, order = rows.sort()
+        return _attention(q[order], k, v, cu_seqlens, rows, causal, dropout)[order.argsort()]
+    return _attention(q, k, v, cu_seqlens, None, causal, dropout)
+
+
+def attention_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_seqlens: Tensor, *, causal: bool = False
+) -> Tensor:
+    """The same in one call, by torch's flash kernel of CUDA for half precision; see `VARLEN`.
+
+    cu_queries : (n + 1,) where the queries of each sequence begin; as many as keys if `causal`
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        cu_queries.int(),
+        cu_seqlens.int(),
+        int(cu_queries.diff().max()),
+        int(cu_seqlens.diff().max()),
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=q.shape[1] != k.shape[1],
+        num_splits=1,  # the answer for a sequence does not depend on its batch
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, rows: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
+    """`attention` of rows in rising order, one sequence after the other."""
+    cu_queries = cu_seqlens if rows is None else torch.searchsorted(rows, cu_seqlens.long())
+    if VARLEN and q.is_cuda and q.dtype.itemsize == 2 and not dropout and not (causal and rows is not None):
+        return attention_varlen(q, k, v, cu_queries, cu_seqlens, causal=causal)
     width, grouped = q.shape[-1], q.shape[1] != k.shape[1]
     if q.device.type == "cpu" and (room := -width % 16):
         q, k, v = (F.pad(x, (0, room)) for x in (q, k, v))  # 8 wide, the kernel takes 1.6 times as long
-    out = torch.empty_like(q) if not torch.is_grad_enabled() else None
-    parts = []
-    for start, end in bounds(cu_seqlens):
-        qh, kh, vh = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+    parts = [q[:0]]
+    for (first, last), (start, end) in zip(bounds(cu_queries), bounds(cu_seqlens), strict=True):
+        if first == last:
+            continue
+        seen = None
+        if causal and rows is not None:
+            seen = torch.arange(start, end, device=q.device) <= rows[first:last, None]
+        qh, kh, vh = (x.transpose(0, 1)[None] for x in (q[first:last], k[start:end], v[start:end]))
         one = F.scaled_dot_product_attention(
-            qh, kh, vh, dropout_p=dropout, is_causal=causal, enable_gqa=grouped, scale=width**-0.5
+            qh,
+            kh,
+            vh,
+            attn_mask=seen,
+            dropout_p=dropout,
+            is_causal=causal and seen is None,
+            enable_gqa=grouped,
+            scale=width**-0.5,
         )
-        rows = one[0].transpose(0, 1)
-        if out is None:
-            parts.append(rows)
-        else:
-            out[start:end] = rows
-    return (torch.cat(parts) if out is None else out)[..., :width]
+        parts.append(one[0].transpose(0, 1))
+    return torch.cat(parts)[..., :width]
 
 
 def attention_reference(
