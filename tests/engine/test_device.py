@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -32,31 +28,3 @@ def test_a_missing_gpu_is_an_error_not_a_fallback(monkeypatch):
     assert places.choose_device("auto") == CPU
     with pytest.raises(DeviceError, match="no CUDA"):
         places.choose_device("cuda")
-
-
-FAULTS = """
-import resource, torch
-from ribozyme.engine.device import keep_freed_memory
-keep_freed_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(10_000_000)  # 40 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
-def test_freed_memory_serves_the_next_batch_unless_glibc_is_told_otherwise(chosen, kept):
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=os.environ | chosen, capture_output=True, text=True, check=True
-    )
-    assert (int(done.stdout) < 100) is kept
-
-
-def test_other_systems_keep_their_allocator(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(places.ctypes, "CDLL", lambda name: pytest.fail("no library is to be asked"))
-    places.keep_freed_memory()

@@ -6,7 +6,8 @@ What the engine asks of a sequence family (`helix`, `rnafm`):
 `formats.save(module, tokenizer, folder)`.
 
 The module: `module.config` (with `layers`, `dim`, `causal`, `max_letters`),
-`module.encode(batch: Packed, layer=-1) -> (T, d)` and `module.logits(rows) -> (T, vocabulary)`.
+`module.encode(batch: Packed, layer=-1, *, rows=None) -> (T, d)`, or (m, d) of the m tokens `rows`, and
+`module.logits(rows) -> (T, vocabulary)`.
 
 The tokenizer: `letters` (id to string), `prefix` and `suffix` (special ids around a sequence),
 `mask_id` (or None), `unknown_id`, and `encode(sequence) -> int64 array`, one id a letter (or codon).

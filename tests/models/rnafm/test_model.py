@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -143,3 +143,45 @@ def test_gradients_reach_every_weight(tiny):
     module.logits(module.encode(Packed.of([ids, ids[:3]]))).logsumexp(-1).sum().backward()
     unused = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     assert unused == []
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), layer=st.integers(0, 2))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@torch.no_grad()
+def test_some_rows_are_those_of_all(tiny, data, sizes, layer):
+    batch = Packed.of([torch.arange(size).numpy() % 9 + 4 for size in sizes])
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=9)), dtype=torch.int64)
+    module = tiny().double()
+    found = module.encode(batch, layer, rows=rows)
+    assert_close(found, module.encode(batch, layer)[rows], atol=1e-10, rtol=0)
+
+
+def test_rows_alone_give_the_same_gradients(tiny):
+    module, rows = tiny().double(), torch.tensor([3, 0, 7])
+    batch = Packed.of([torch.arange(5).numpy() + 4, torch.arange(6).numpy() + 4])
+    grads = []
+    for out in (module.encode(batch, rows=rows), module.encode(batch)[rows]):
+        module.zero_grad()
+        out.square().sum().backward()
+        grads.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+    assert_close(*grads, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_in_bfloat16_each_product_casts_its_input_at_most_once(tiny, casts):
+    module = tiny(layers=1)
+    set_matmul_dtype(module, torch.bfloat16)
+    x = torch.randn(6, 16)
+    with casts:
+        out = module.layers[0](x, torch.tensor([0, 2, 6]))
+    assert casts.seen == [torch.bfloat16] * 2  # of the normed stream, before qkv and before ffn.up
+    assert casts.attention == {torch.bfloat16}
+    assert out.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_activations_are_overwritten_only_where_no_gradient_needs_them(tiny):
+    ffn, x = tiny().layers[0].ffn, torch.randn(6, 16)
+    with torch.enable_grad():
+        expected = ffn(x)
+    assert_close(ffn(x), expected.detach(), atol=0, rtol=0)

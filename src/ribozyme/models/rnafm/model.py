@@ -35,9 +35,11 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         return q, k, v
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:  # (T, d) -> (T, d)
+    def forward(self, x: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, d), or (m, d) of the m tokens `rows`; those look at all of their sequence."""
         q, k, v = self.split(x)
-        return self.out(attention(q, k, v, cu_seqlens).flatten(1))
+        q = q if rows is None else q[rows]
+        return self.out(attention(q, k, v, cu_seqlens, rows=rows).flatten(1))
 
     def weights(self, x: Tensor) -> Tensor:  # (T, d) of one sequence -> (H, T, T)
         q, k, _ = self.split(x)
@@ -54,7 +56,9 @@ class FeedForward(nn.Module):
         self.down = Linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, d) -> (T, d)
-        return self.down(F.gelu(self.up(x)))
+        x = self.up(x)
+        # in place where no gradient needs the input: half the memory of the widest rows
+        return self.down(F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x))
 
 
 class Block(nn.Module):
@@ -67,8 +71,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:  # (T, d) -> (T, d)
-        x = x + self.attention(self.norm1(x), cu_seqlens)
+    def forward(self, x: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, d), or (m, d) of the m tokens `rows` alone."""
+        mixed = self.attention(self.norm1(x), cu_seqlens, rows)
+        x = (x if rows is None else x[rows]) + mixed
         return x + self.ffn(self.norm2(x))
 
 
@@ -109,8 +115,10 @@ class RNAFM(nn.Module):
         x = x + self.positions(positions(batch.cu_seqlens) + FIRST_POSITION)
         return x if self.embed_norm is None else self.embed_norm(x)
 
-    def encode(self, batch: Packed, layer: int = -1) -> Tensor:
+    def encode(self, batch: Packed, layer: int = -1, *, rows: Tensor | None = None) -> Tensor:
         """(T, d) after `layer`: 0 the embeddings, 1 ... L-1 the raw stream, L (or -1) after the last norm.
+
+        rows : (m,) int64, the tokens that are wanted: (m, d) in this order; the last layer computes no others
 
         Raises
         ------
@@ -120,8 +128,10 @@ class RNAFM(nn.Module):
         if not 0 <= depth <= len(self.layers):
             raise ConfigError(f"layer {layer} does not exist", hint=f"0 to {len(self.layers)}, or -1")
         x = self.embed(batch)
-        for block in self.layers[:depth]:
-            x = block(x, batch.cu_seqlens)
+        for k, block in enumerate(self.layers[:depth], start=1):
+            x = block(x, batch.cu_seqlens, rows if k == depth else None)
+        if depth == 0 and rows is not None:
+            return x[rows]
         return self.norm(x) if depth == len(self.layers) else x
 
     def logits(self, rows: Tensor) -> Tensor:
