@@ -53,10 +53,10 @@ class Case:
         """Every head that there is an answer for."""
         return self.module(self.batch, heads=self.heads, given=self.given, **self.side, **more)
 
-    def encode(self, layer: int = -1) -> Tensor:
+    def encode(self, layer: int = -1, rows: Tensor | None = None) -> Tensor:
         """The rows after a layer."""
         side = {k: v for k, v in self.side.items() if k != "modalities"}
-        return self.module.encode(self.batch, layer, given=self.given, **side)
+        return self.module.encode(self.batch, layer, rows=rows, given=self.given, **side)
 
 
 def load_case(name: str) -> Case:

@@ -289,6 +289,44 @@ def test_attention_dropout_zeroes_probabilities_and_scales_the_rest():
     assert abs(float(mixed.mean()) - 1) < 0.02
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None)
+@given(data=st.data(), layer=st.integers(-1, 2))
+def test_some_rows_are_those_of_all(case, data, layer):
+    tokens = st.integers(0, len(case.batch.ids) - 1)
+    rows = torch.tensor(data.draw(st.lists(tokens, max_size=9)), dtype=torch.int64)
+    expected = case.encode(layer)[rows]
+    assert_close(case.encode(layer, rows=rows), expected, **SAME)
+
+
+@given(
+    values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 7.0, 0.3, 511.5, 600.0]), min_size=1, max_size=20)
+)
+def test_a_value_has_one_row_whatever_else_is_in_the_batch(get_case, values):
+    encoder, values = get_case("plain").module.values, torch.tensor(values)
+    with torch.enable_grad():
+        expected = encoder(values)
+    assert_close(encoder(values), expected.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_in_training_equal_values_are_dropped_apart(fresh_case):
+    encoder = fresh_case("plain").module.values
+    encoder.dropout.p = 0.5
+    encoder.train()
+    torch.manual_seed(0)
+    first, second = encoder(torch.ones(2))
+    assert (first == 0).ne(second == 0).any()
+
+
+def test_in_bfloat16_each_product_casts_its_input_at_most_once(casts):
+    layer, x = ScGPT(Config(**SMALL)).eval().layers[0], torch.randn(6, 16)
+    set_matmul_dtype(layer, torch.bfloat16)
+    with casts:
+        out = layer(x, torch.tensor([0, 2, 6]))
+    assert casts.seen == [torch.bfloat16] * 2  # of the stream, before qkv and before up
+    assert casts.attention == {torch.bfloat16}
+    assert out.dtype == torch.float32
+
+
 @pytest.mark.slow
 def test_the_full_size_network_runs(tmp_path):
     from ribozyme.checkpoint import open_checkpoint

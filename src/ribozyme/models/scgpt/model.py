@@ -71,19 +71,30 @@ class Layer(nn.Module):
         self.norm2 = LayerNorm(d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, given: Sequence[int] | None = None) -> Tensor:
-        mixed = self.attend(x, cu_seqlens) if given is None else self.attend_prompt(x, cu_seqlens, given)
-        x = self.norm1(x + self.dropout(mixed))
-        return self.norm2(x + self.dropout(self.down(self.dropout(F.relu(self.up(x))))))
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, given: Sequence[int] | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """(T, d) -> (T, d), or (m, d) of the m tokens `rows` alone."""
+        wanted = slice(None) if rows is None else rows
+        if given is None:
+            mixed = self.attend(x, cu_seqlens, rows)
+        else:
+            mixed = self.attend_prompt(x, cu_seqlens, given)[wanted]
+        x = self.norm1(x[wanted] + self.dropout(mixed))
+        hidden = F.relu(self.up(x), inplace=True)
+        return self.norm2(x + self.dropout(self.down(self.dropout(hidden))))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of each token, (T, H, e)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
         return q, k, v
 
-    def attend(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Each token sees every token of its cell."""
-        return self.out(attention(*self.project(x), cu_seqlens, dropout=self._attention_dropout).flatten(1))
+    def attend(self, x: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Each token, or each of `rows`, sees every token of its cell."""
+        q, k, v = self.project(x)
+        q = q if rows is None else q[rows]
+        mixed = attention(q, k, v, cu_seqlens, rows=rows, dropout=self._attention_dropout)
+        return self.out(mixed.flatten(1))
 
     def attend_prompt(self, x: Tensor, cu_seqlens: Tensor, given: Sequence[int]) -> Tensor:
         """The given tokens see each other; one to be generated sees those and itself, with no `out`."""
@@ -174,6 +185,7 @@ class ScGPT(nn.Module):
         batch: Packed,
         layer: int = -1,
         *,
+        rows: Tensor | None = None,
         labels: Tensor | None = None,
         perturbed: Tensor | None = None,
         cell: Tensor | None = None,
@@ -181,6 +193,7 @@ class ScGPT(nn.Module):
     ) -> Tensor:
         """(T, d) rows after a layer: 0 is the layers' input, 1 the first layer, -1 the last.
 
+        rows : (m,) int64, the tokens that are wanted: (m, d) in this order; the last layer computes no others
         cell : (n, d) rows to put in the place of each cell's first token, before the layers
         given : tokens of each cell, from its first, whose values are known; those of the others are ignored,
             and to be generated: a given token never sees them, and they see it and themselves
@@ -189,9 +202,9 @@ class ScGPT(nn.Module):
         if cell is not None:
             x = x.index_copy(0, batch.cu_seqlens[:-1].long(), cell.to(x.dtype))
         depth = range(len(self.layers) + 1)[layer]
-        for block in self.layers[:depth]:
-            x = block(x, batch.cu_seqlens, given)
-        return x
+        for k, block in enumerate(self.layers[:depth], start=1):
+            x = block(x, batch.cu_seqlens, given, rows if k == depth else None)
+        return x[rows] if depth == 0 and rows is not None else x
 
     def embed(
         self,
@@ -229,7 +242,11 @@ class ScGPT(nn.Module):
         perturbed: Tensor | None = None,
     ) -> Tensor:
         """(n, d) embeddings of cells, of length 1 unless `normalise` is off; `style` as in the config."""
-        cell = self.pool(self.encode(batch, labels=labels, perturbed=perturbed), batch, style)
+        if (style or self.config.cell_style) == "cls":
+            first = batch.cu_seqlens[:-1].long()
+            cell = self.encode(batch, rows=first, labels=labels, perturbed=perturbed)
+        else:
+            cell = self.pool(self.encode(batch, labels=labels, perturbed=perturbed), batch, style)
         return F.normalize(cell, dim=1) if normalise else cell
 
     def pool(self, rows: Tensor, batch: Packed, style: CellStyle | None = None) -> Tensor:
