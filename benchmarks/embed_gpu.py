@@ -49,6 +49,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder) if work is None else work
         bench = Bench(where, "cuda", peers, scgpt, helical, size, small=small)
+        bench.work.mkdir(parents=True, exist_ok=True)
         console.print(f"{named}; {about()['processor']}, torch {torch.__version__}")
         found = run_all(bench, only, 2 if small else rounds, [None], "wall", console)
         measured, ratios, absolute = found

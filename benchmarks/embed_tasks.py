@@ -6,6 +6,7 @@ peer (as for `parity.py`), so that all programs of a task read the same file.
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,11 +283,8 @@ SCGPT_SHARE = {"float32": 0.78, "amx": 0.55, "avx512": 0.55, "cuda": 0.40}
 
 def scgpt(bench: Bench, window: int) -> Task:
     """scGPT from a matrix of cells to cell embeddings, both with a window of so many tokens."""
-    folder = bench.work / "scgpt"
-    if not folder.exists():
-        folder.mkdir()
-        ask(str(bench.scgpt), HERE / "peer_cells.py", folder)
-    weights, inputs = folder / "weights", bench.work / f"cells-{window}.npz"
+    weights = made_by(bench.scgpt, "whole-human", bench.work / "scgpt") / "weights"
+    inputs = bench.work / f"cells-{window}.npz"
     count = bench.many(12 if window == 1_200 else 6, 1_000)
     genes = write_cells(inputs, count, largest=0.3 if bench.small else 0.95)
     alike = np.flatnonzero(genes < window).tolist()
@@ -365,11 +363,15 @@ def hybrid(bench: Bench) -> Task:
 
 
 def made_by(python: str | None, layout: str, folder: Path) -> Path:
-    """A checkpoint with random weights in this layout, once."""
+    """A checkpoint with random weights in this layout; one that is there is taken."""
     if not folder.exists():
-        folder.mkdir()
-        write_sequences(folder / "sequences.json", [])
-        ask(str(python), HERE / "peer_sequences.py", layout, folder)
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        if layout == "whole-human":
+            ask(str(python), HERE / "peer_cells.py", part)
+        else:
+            write_sequences(part / "sequences.json", [])
+            ask(str(python), HERE / "peer_sequences.py", layout, part)
+        part.rename(folder)
     return folder
 
 

@@ -66,6 +66,15 @@ def test_a_program_that_fails_is_named_with_its_own_words(embed, tasks, tmp_path
         embed.once(task.programs[0], 1, tmp_path)
 
 
+def test_a_command_is_timed_to_its_end(embed):
+    run = embed.timed([sys.executable, "-c", "print(sum(range(10**6)))"], 1)
+    assert run.cpu > 0
+    assert run.seconds > 0
+    assert run.peak > 2**20
+    with pytest.raises(SystemExit, match=r"failed:\n(.|\n)*no such thing"):
+        embed.timed([sys.executable, "-c", "raise ValueError('no such thing')"], 1)
+
+
 def measured(embed, tasks, ours, peer):
     runs = {name: [embed.Run(s, 2 * s, 0) for s in some] for name, some in (("a", ours), ("b", peer))}
     vectors = {"a": np.array([[1.0, 2.0], [3.0, 4.0]]), "b": np.array([[1.0, 2.5], [9.0, 9.0]])}
