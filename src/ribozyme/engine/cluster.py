@@ -20,12 +20,12 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ribozyme import __version__
 from ribozyme.engine.device import choose_device
 from ribozyme.engine.load import load
 from ribozyme.engine.parts import Budget, Part, Prepared
@@ -51,23 +51,24 @@ class Worker:
     """
 
     def __init__(self, how: Any, threads: int, version: str) -> None:
-        if version != __version__:
-            raise ConfigError(
-                f"a worker has ribozyme {__version__}, the job was started with {version}",
-                hint="install one version on all machines of the cluster",
-            )
-        torch.set_num_threads(threads)
+        self.how, self.budget, self.threads, self.version = how, Budget(how.batch_tokens), threads, version
         self.model: Any = None
-        self.how, self.budget = how, Budget(how.batch_tokens)
 
     def ready(self, shared: list[Any]) -> None:
         """Have the model on the device."""
         import ray
 
-        if self.model is None:
-            model = ray.get(shared[0])
-            model.module.to(choose_device(str(model.device)))
-            self.model = model
+        if self.model is not None:
+            return
+        if self.version != metadata.version("ribozyme"):
+            raise ConfigError(
+                f"a worker has ribozyme {metadata.version('ribozyme')}, the job was started with {self.version}",
+                hint="install one version on all machines of the cluster",
+            )
+        torch.set_num_threads(self.threads)
+        model = ray.get(shared[0])
+        model.module.to(choose_device(str(model.device)))
+        self.model = model
 
     def compute(self, shared: list[Any], prepared: Prepared) -> Part:
         """The results of a part."""
@@ -115,7 +116,7 @@ class Cluster:
         gpu = {"num_gpus": 1} if model.device.type == "cuda" else {}
         actor = ray.remote(num_cpus=threads, max_restarts=RESTARTS, max_task_retries=RETRIES, **gpu)(Worker)
         shared = [ray.put(model)]  # in a list, where Ray leaves it as it is
-        pool = Pool([actor.remote(how, threads, __version__) for _ in range(workers)], shared)
+        pool = Pool([actor.remote(how, threads, metadata.version("ribozyme")) for _ in range(workers)], shared)
         try:
             yield from pool.compute(prepared)
         finally:

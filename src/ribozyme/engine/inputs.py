@@ -9,6 +9,7 @@ import glob
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,18 +71,15 @@ def prepare(
 ) -> Generator[Prepared, None, None]:
     """As `model.prepare`, of several files; those behind URLs are copied here, one ahead."""
     first = 0
-    with closing(prefetch(map(_here, files))) as copies:
-        for file, copy in zip(files, copies):
-            with copy as path:
+    with _folder_for(files) as folder, closing(prefetch(_here(file, folder) for file in files)) as paths:
+        for file, path in zip(files, paths):
+            with _noted(file), _let_go(file, path):
                 inside = max(0, start - first)
                 if inside and file is not files[-1] and inside >= (count := _count(model, path, how)):
                     first += count
                     continue
                 end = inside
-                with (
-                    _noted(file),
-                    closing(model.prepare(path, how, start=inside, on_error=on_error)) as parts,
-                ):
+                with closing(model.prepare(path, how, start=inside, on_error=on_error)) as parts:
                     for part in parts:
                         end = part.end
                         yield _moved(part, first)
@@ -140,26 +138,33 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise InputError(f"{url}: {error}") from error
 
 
-def _here(file: str) -> AbstractContextManager[str]:
-    """`with` it as a path on this machine; a copy is removed at the end."""
+def _folder_for(files: list[str]) -> AbstractContextManager[str]:
+    """Where copies can lie, if there are any to make."""
+    if not any(map(is_url, files)):
+        return nullcontext("")
+    with _noted(files[0]):
+        return tempfile.TemporaryDirectory(prefix="ribozyme-")
+
+
+def _here(file: str, folder: str) -> str:
+    """A file as a path on this machine."""
     if not is_url(file):
-        return nullcontext(file)
+        return file
     with _noted(file):
-        copy = Copy(prefix="ribozyme-")
         system, path = _file_system(file)
-        system.get_file(path, str(copy.place(file)))
-    return copy
+        copy = Path(tempfile.mkdtemp(dir=folder)) / Path(urlsplit(file).path).name
+        system.get_file(path, str(copy))
+    return str(copy)
 
 
-class Copy(tempfile.TemporaryDirectory[str]):
-    """A folder with one file, which is removed when it is left or forgotten."""
-
-    def place(self, file: str) -> Path:
-        self.file = Path(self.name) / Path(urlsplit(file).path).name
-        return self.file
-
-    def __enter__(self) -> str:
-        return str(self.file)
+@contextmanager
+def _let_go(file: str, path: str) -> Iterator[None]:
+    """The copy of a file goes when it was read."""
+    try:
+        yield
+    finally:
+        if is_url(file):
+            Path(path).unlink()
 
 
 def _count(model: Any, path: str, how: Any) -> int:
@@ -172,9 +177,8 @@ def _count(model: Any, path: str, how: Any) -> int:
 
 def _moved(part: Prepared, by: int) -> Prepared:
     """The same part, with places counted through all files."""
-    part.start, part.end = part.start + by, part.end + by
-    part.rejected = [one._replace(position=one.position + by) for one in part.rejected]
-    return part
+    rejected = [one._replace(position=one.position + by) for one in part.rejected]
+    return replace(part, start=part.start + by, end=part.end + by, rejected=rejected)
 
 
 @contextmanager
