@@ -147,7 +147,6 @@ def job(kind: str, folder: Path, source: Path, count: int) -> dict[str, Any]:
     """(rows done, resident bytes) all along, and peaks before and after the output is put together."""
     import pyarrow.parquet  # noqa: F401 - the first shard would load it in the middle of the run
 
-    torch.set_num_threads(1)
     what, how = kind.split(", ")
     model = rz.load(folder / what, device="cpu")
     samples, done, step = [], 0, max(1, count // SAMPLES)
@@ -223,6 +222,7 @@ def main(
 ) -> None:
     """Print peak and slope of each job; exit status 1 where memory grows with the rows."""
     if job_:
+        torch.set_num_threads(1)
         print(json.dumps(job(job_, folder, source, count)))
         return
     console, found, growths = Console(), {}, []
