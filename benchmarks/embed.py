@@ -25,7 +25,19 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from embed_tasks import HERE, TASKS, Bench, Pair, Program, Task, hardware, mrnas, peak_of, write_sequences
+from embed_tasks import (
+    HERE,
+    TASKS,
+    Bench,
+    Pair,
+    Program,
+    Task,
+    expected_minutes,
+    hardware,
+    mrnas,
+    peak_of,
+    write_sequences,
+)
 from parity import machine
 from rich.console import Console
 from rich.table import Table
@@ -365,8 +377,8 @@ def as_json(found: Measured) -> dict[str, Any]:
 
 def chosen(bench: Bench, only: str, console: Console) -> Iterable[str]:
     """Names of the tasks that were asked for and whose programs are there."""
-    for name, (needs, _) in TASKS.items():
-        missing = [f"--{need}" for need in needs if getattr(bench, need) is None]
+    for name, entry in TASKS.items():
+        missing = [f"--{need}" for need in entry.needs if getattr(bench, need) is None]
         if only in name and missing:
             console.print(f"{name} is left out: it needs {' and '.join(missing)}")
         elif only in name:
@@ -379,7 +391,7 @@ def run_all(
     """Every chosen task; its table is printed when it is done."""
     measured, ratios, absolute = [], [], []
     for name in chosen(bench, only, console):
-        task = TASKS[name][1](bench)
+        task = TASKS[name].make(bench)
         for count in threads:
             found = measure(task, count, rounds, bench.work, console)
             measured.append(found)
@@ -420,7 +432,7 @@ def main(
     only: Only = "",
     rounds: Annotated[int, typer.Option(help="of each task; medians are of these")] = 5,
     threads: Annotated[str, typer.Option(help="numbers of threads, each measured on its own")] = "1,2",
-    size: Annotated[float, typer.Option(help="of the samples; 4: some 64 RNAs, 48 cells, 24 mRNAs")] = 1.0,
+    size: Annotated[float, typer.Option(help="of the samples; 1: an hour in all, 4: several")] = 1.0,
     small: Annotated[
         bool, typer.Option("--small", help="two short inputs a task, two rounds, one thread")
     ] = False,
@@ -441,13 +453,16 @@ def main(
         bench = Bench(Path(where), hardware(), peers, scgpt, helical, size, small=small)
         bench.work.mkdir(parents=True, exist_ok=True)
         console.print(describe(about(), bench.hardware))
+        names = list(chosen(bench, only, Console(quiet=True)))
+        minutes = expected_minutes(names, 0.1 if small else size, rounds, counts)
+        console.print(f"about {minutes:.0f} minutes on an idle machine whose cores reach 75 GFLOP/s each")
         found = run_all(bench, only, rounds, counts, clock, console)
         measured, ratios, absolute = found
         if only in "startup":
             absolute += startup(peers, counts[0], rounds, clock, bench.work)
         if alone_count:
-            for name in chosen(bench, only, Console(quiet=True)):
-                task = TASKS[name][1](replace(bench, count=alone_count))
+            for name in names:
+                task = TASKS[name].make(replace(bench, count=alone_count))
                 absolute += [one for count in counts for one in alone(task, count, bench.work)]
         console.print(describe(about(), bench.hardware))
         print_versions(measured, console)

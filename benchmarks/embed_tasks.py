@@ -83,7 +83,7 @@ class Form:
 class Bench:
     """Where and how large. peers, scgpt, helical : pythons, None for rows that are left out.
 
-    size : 1 for about an hour of all tasks with one thread and two; 4 for some 64 RNAs, 48 cells, 24 mRNAs
+    size : 1 for about an hour of all tasks with one thread and two; 4 for 32 RNAs, 48 cells, 20 mRNAs
     count : so many inputs in every task instead, of all lengths that ours reads
     small : two short inputs a task
     """
@@ -216,7 +216,7 @@ RNAFM_SHARE = {"float32": 0.78, "amx": 0.55, "avx512": 0.55, "cuda": 0.50}
 def rnafm(bench: Bench) -> Task:
     """RNA-FM as multimolecule writes and reads it."""
     weights = made_by(bench.peers, "rnafm folder", bench.work / "rnafm") / "weights"
-    sequences = rnas(bench.many(16, 4_000), min(1_022, bench.longest(1_022)))
+    sequences = rnas(bench.many(8, 4_000), min(1_022, bench.longest(1_022)))
     inputs = write_sequences(bench.work / "rnafm.json", sequences)
     everything = range(len(sequences))
 
@@ -262,7 +262,7 @@ def rnafm_pth(bench: Bench) -> Task:
     """RNA-FM in the authors' file, against their package."""
     folder = made_by(bench.peers, "rnafm.pth", bench.work / "rnafm-pth")
     weights = folder / "RNA-FM_pretrained.pth"
-    sequences = rnas(bench.many(16, 4_000), min(1_022, bench.longest(1_022)))
+    sequences = rnas(bench.many(8, 4_000), min(1_022, bench.longest(1_022)))
     inputs = write_sequences(bench.work / "rnafm.json", sequences)
     name = "rna-fm package (batch 8)"
     peer = peer_program(bench, name, bench.peers, "rna-fm", weights, inputs, batch=8)
@@ -285,7 +285,7 @@ def scgpt(bench: Bench, window: int) -> Task:
     """scGPT from a matrix of cells to cell embeddings, both with a window of so many tokens."""
     weights = made_by(bench.scgpt, "whole-human", bench.work / "scgpt") / "weights"
     inputs = bench.work / f"cells-{window}.npz"
-    count = bench.many(12 if window == 1_200 else 6, 1_000)
+    count = bench.many(12 if window == 1_200 else 4, 1_000)
     genes = write_cells(inputs, count, largest=0.3 if bench.small else 0.95)
     alike = np.flatnonzero(genes < window).tolist()
     settings: dict[str, Any] = {"window": window, "batch": 64}
@@ -330,8 +330,8 @@ def scgpt(bench: Bench, window: int) -> Task:
 def mamba2(bench: Bench) -> Task:
     """The pure Mamba-2 model; longer mRNAs in larger samples, up to 12,000 nt."""
     weights = made_by(bench.peers, "mamba2 folder", bench.work / "mamba2") / "weights"
-    most = 12_000 if bench.device == "cuda" else min(12_000, max(1_000, round(4_000 * bench.size)))
-    sequences = mrnas(bench.many(6, 200), bench.longest(most))
+    most = 12_000 if bench.device == "cuda" else min(12_000, max(1_000, round(3_000 * bench.size)))
+    sequences = mrnas(bench.many(5, 200), bench.longest(most))
     inputs = write_sequences(bench.work / "mamba2.json", sequences)
     programs, pairs = [*ours(bench, "sequences", weights, inputs, exact=True)], []
     for batch, how, target in ((1, "one by one", 5.0), (8, "batch 8, padded", 10.0)):
@@ -404,12 +404,27 @@ def peak_of(name: str) -> str:
     return name.replace("ribozyme", "matrix products")
 
 
-TASKS: dict[str, tuple[tuple[str, ...], Callable[[Bench], Task]]] = {
-    "rnafm": (("peers",), rnafm),
-    "rnafm-pth": (("peers",), rnafm_pth),
-    "scgpt-1200": (("scgpt",), lambda bench: scgpt(bench, 1_200)),
-    "scgpt-3000": (("scgpt",), lambda bench: scgpt(bench, 3_000)),
-    "mamba2": (("peers",), mamba2),
-    "hybrid": (("peers", "helical"), hybrid),
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """needs : pythons without which there is no task; minutes : of 5 rounds with one thread, about"""
+
+    needs: tuple[str, ...]
+    make: Callable[[Bench], Task]
+    minutes: float
+
+
+TASKS: dict[str, Entry] = {
+    "rnafm": Entry(("peers",), rnafm, 8),
+    "rnafm-pth": Entry(("peers",), rnafm_pth, 5),
+    "scgpt-1200": Entry(("scgpt",), lambda bench: scgpt(bench, 1_200), 7),
+    "scgpt-3000": Entry(("scgpt",), lambda bench: scgpt(bench, 3_000), 7),
+    "mamba2": Entry(("peers",), mamba2, 7),
+    "hybrid": Entry(("peers", "helical"), hybrid, 5),
 }
-"""Name to the pythons that it cannot do without, and what makes it."""
+"""Minutes are of an idle Zen 3 at 2.4 GHz, which reaches 75 GFLOP/s a core in float32, at size 1."""
+
+
+def expected_minutes(names: Sequence[str], size: float, rounds: int, threads: Sequence[int]) -> float:
+    """Of all these tasks, in this many rounds, with each number of threads; a minute more to load each."""
+    work = sum(TASKS[name].minutes for name in names) * size * rounds / 5
+    return work * sum(1 / count for count in threads) + len(names) * len(threads)

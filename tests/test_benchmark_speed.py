@@ -110,6 +110,12 @@ def test_targets_are_those_of_the_processor(tasks, tmp_path):
     assert tasks.hardware() in ("amx", "avx512", "float32")
 
 
+def test_the_time_that_all_takes_is_told_before(tasks):
+    whole = tasks.expected_minutes(list(tasks.TASKS), 1, 5, [1, 2])
+    assert 45 < whole < 75
+    assert tasks.expected_minutes(["rnafm"], 4, 10, [1]) == 8 * tasks.TASKS["rnafm"].minutes + 1
+
+
 def test_sequences_are_spread_over_lengths_and_never_twice(tasks):
     many = ["A" * n for n in (3, 9, 10, 11, 90, 100, 110, 999)] + ["ACGTN", "ACGT"]
     some = tasks.spread(many, 10, 100, 4)
