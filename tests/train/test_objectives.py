@@ -1,10 +1,14 @@
 """Objectives against their definitions."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ribozyme.errors import ConfigError
 from ribozyme.models.helix.config import Config as HelixConfig
 from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.models.rnafm.config import Config as RNAConfig
@@ -20,7 +24,9 @@ from ribozyme.train.objectives import (
     MaskedLetters,
     MaskedValues,
     NextLetter,
+    expressed,
     info_nce,
+    squared,
 )
 
 LETTERS = (4, 5, 6, 7)
@@ -222,6 +228,93 @@ def test_masked_values_is_the_squared_error_of_both_heads_at_the_hidden_bins(scg
         expected = F.mse_loss(one[rows], clean.values[rows], reduction="sum") / 51**2
         torch.testing.assert_close(sums[part], expected)
     assert batch.weights == {"expression": len(rows), "mvc": len(rows)}
+
+
+def test_the_sums_over_hidden_bins_equal_the_published_losses(fixtures):
+    case = json.loads((fixtures / "train" / "scgpt_losses.json").read_text())
+    tensors = {k: torch.tensor(v) for k, v in case.items() if isinstance(v, list)}
+    mask, target = tensors["mask"], tensors["target"]
+    count = mask.sum()
+    mse = squared(tensors["predicted"][mask], target[mask], 1) / count
+    assert mse.item() == pytest.approx(case["masked_mse_loss"], rel=1e-6)
+    zero = expressed(tensors["probability"][mask], target[mask]) / count
+    assert zero.item() == pytest.approx(case["criterion_neg_log_bernoulli"], rel=1e-5)
+
+
+ALL = ("expression", "mvc", "zero", "mvc_zero", "classes", "batches", "similarity", "contrast")
+
+
+@pytest.fixture(scope="module")
+def equipped():
+    """scGPT with every head that fine-tuning has a loss for, and DSBN."""
+    config = CellConfig(
+        vocab_size=60, layers=1, dim=16, heads=2, ffn_dim=16, dropout=0.3, flag=False,
+        explicit_zero=True, n_cls=3, adversary=2, domains=2,
+    )  # fmt: skip
+    module = ScGPT(config)
+    module.initialise(torch.Generator().manual_seed(0))
+    return module
+
+
+def labelled():
+    given = cells([12, 7, 20, 9])
+    return [replace(one, label=k % 2, kind=k % 3) for k, one in enumerate(given)]
+
+
+def test_every_published_loss_of_fine_tuning_is_a_part(equipped):
+    equipped.eval()
+    objective = MaskedValues(GENES, -1.0, 51, parts=dict.fromkeys(ALL, 1.0), threshold=0.3)
+    batch = objective.batch(labelled(), keys(4))
+    labels, kinds, rows = (batch.targets[name] for name in ("labels", "kinds", "rows"))
+    assert (labels.tolist(), kinds.tolist()) == ([0, 1, 0, 1], [0, 1, 2, 0])
+    heads = ("expression", "mvc", "classes", "adversary")
+    out = equipped(batch.inputs, heads=heads, labels=labels)
+    unit = F.normalize(out.cell, dim=1)
+    cosine = (unit @ unit.T).fill_diagonal_(0).relu()
+    seen = (batch.targets["values"] > 0).float()
+    expected = {
+        "expression": F.mse_loss(out.expression.value[rows] / 51, batch.targets["values"] / 51),
+        "mvc": F.mse_loss(out.mvc.value[rows] / 51, batch.targets["values"] / 51),
+        "zero": F.binary_cross_entropy(out.expression.nonzero[rows], seen),
+        "mvc_zero": F.binary_cross_entropy(out.mvc.nonzero[rows], seen),
+        "classes": F.cross_entropy(out.classes, kinds),
+        "batches": F.cross_entropy(out.adversary, labels),
+        "similarity": (1 - (cosine - 0.3) ** 2).mean(),
+        "contrast": F.cross_entropy(unit @ unit.T / 0.5, torch.arange(4)),
+    }
+    sums = objective(equipped, batch)
+    assert list(sums) == list(ALL)
+    for part, value in expected.items():
+        torch.testing.assert_close(sums[part] / batch.weights[part], value, msg=part)
+
+
+def test_the_gradient_of_the_batch_is_reversed(equipped):
+    equipped.eval()
+    objective = MaskedValues(GENES, -1.0, 51, parts={"batches": 1.0})
+    batch = objective.batch(labelled(), keys(4))
+    objective(equipped, batch)["batches"].backward()
+    reversed_, equipped.layers[0].up.weight.grad = equipped.layers[0].up.weight.grad, None
+    cell = equipped(batch.inputs, labels=batch.targets["labels"]).cell
+    plain = F.cross_entropy(equipped.discriminator(cell), batch.targets["labels"], reduction="sum")
+    plain.backward()
+    torch.testing.assert_close(equipped.layers[0].up.weight.grad, -reversed_)
+    equipped.zero_grad()
+
+
+def test_contrast_sees_two_draws_of_dropout(equipped):
+    objective = MaskedValues(GENES, -1.0, 51, parts={"contrast": 1.0})
+    batch = objective.batch(labelled(), keys(4))
+    equipped.eval()
+    still = objective(equipped, batch)["contrast"]
+    equipped.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert objective(equipped, batch)["contrast"] > still
+
+
+def test_a_part_that_does_not_exist_is_an_error():
+    with pytest.raises(ConfigError, match="part 'esc' does not exist"):
+        MaskedValues(GENES, -1.0, 51, parts={"esc": 1.0})
 
 
 def test_generative_gives_a_share_and_asks_for_the_rest(scgpt):

@@ -8,7 +8,7 @@ T tokens of all examples end to end, n examples, d width, V letters in the vocab
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribozyme.errors import ConfigError
+from ribozyme.models.scgpt.heads import contrastive_loss, elastic_similarity_loss
 from ribozyme.packing import Packed, pool
 from ribozyme.pp.window import draws, in_window
 from ribozyme.train.feed import Keys
@@ -33,11 +35,15 @@ CROP, CHOOSE, KIND, OTHER, DROP, SPLIT, VIEW = range(7)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input without special tokens: letters, or genes with bins (`values`) and the `label` of a batch."""
+    """One input without special tokens: letters, or genes with bins (`values`).
+
+    label : of the batch that a cell is from; kind : its class
+    """
 
     ids: Ids
     values: npt.NDArray[np.float32] | None = None
     label: int = 0
+    kind: int = 0
 
 
 class Draws:
@@ -224,10 +230,19 @@ class MaskedLetters:
 
 @dataclass(frozen=True, slots=True)
 class MaskedValues:
-    """scGPT's masked expression (doi:10.1038/s41592-024-02201-0): `share` of the bins are hidden.
+    """scGPT's training on masked expression (doi:10.1038/s41592-024-02201-0): `share` of the bins are hidden.
 
-    Parts, each a squared error of hidden bins in units of all bins: `expression` (published as GEP) from the
-    gene's own row, `mvc` from the cell embedding alone.
+    parts : any of these with their coefficients, by default the first two
+
+        expression, mvc : squared error of the hidden bins, in units of all bins, from the gene's own row
+            (published as GEP), and from the cell embedding alone (GEPC)
+        zero, mvc_zero : of a network with `explicit_zero`, - log p(expressed or not) of the hidden bins
+        classes : cross-entropy of each cell's `kind` (CLS)
+        batches : cross-entropy of its batch `label` behind reversed gradients (DAB): cells forget it
+        similarity : mean of 1 - (cos - threshold)^2 over pairs of cells of the micro-batch (ECS)
+        contrast : finding each cell again in a second pass with other dropout (CCE)
+
+    A network with `domains` norms each cell by its batch label (DSBN).
     """
 
     reading: Genes
@@ -235,6 +250,12 @@ class MaskedValues:
     bins: int
     share: float = 0.4
     parts: dict[str, float] = field(default_factory=lambda: {"expression": 1.0, "mvc": 1.0})
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if unknown := [part for part in self.parts if part not in {*OF_GENES, *OF_CELLS}]:
+            known = ", ".join([*OF_GENES, *OF_CELLS])
+            raise ConfigError(f"part {unknown[0]!r} does not exist", hint=f"any of {known}")
 
     def length(self, example: Example) -> int:
         """Tokens of a cell."""
@@ -248,14 +269,30 @@ class MaskedValues:
         hidden[clean.cu_seqlens[:-1].long()] = False  # `<cls>` has no expression
         inputs = replace(clean, values=torch.where(hidden, self.mask_value, clean.values))
         rows = hidden.nonzero()[:, 0]
-        targets = {"rows": rows, "values": clean.values[rows], "labels": _labels(examples)}
-        return Batch(inputs, targets, dict.fromkeys(self.parts, float(len(rows))))
+        kinds = torch.tensor([one.kind for one in examples])
+        targets = {"rows": rows, "values": clean.values[rows], "labels": _labels(examples), "kinds": kinds}
+        counts = {part: float(len(rows) if part in OF_GENES else len(examples)) for part in self.parts}
+        return Batch(inputs, targets, counts)
 
     def __call__(self, network: Any, batch: Batch) -> dict[str, Tensor]:
-        """Sums of the squared errors."""
-        rows, values = batch.targets["rows"], batch.targets["values"]
-        output = network(batch.inputs, heads=tuple(self.parts), **_side(network, batch))
-        return {part: squared(getattr(output, part).value[rows], values, self.bins) for part in self.parts}
+        """Sums over the hidden bins, or over the cells."""
+        side = _side(network, batch)
+        heads = tuple({head for part in self.parts if (head := HEADS.get(part))})
+        output = network(batch.inputs, heads=heads, **side)
+        sums: dict[str, Tensor] = {}
+        for part in self.parts:
+            if part in OF_GENES:
+                head = getattr(output, HEADS[part])
+                sums[part] = OF_GENES[part](head, batch.targets["rows"], batch.targets["values"], self.bins)
+            elif part == "contrast":
+                again = network(batch.inputs, heads=(), **side)
+                sums[part] = contrastive_loss(output.cell, again.cell) * len(output.cell)
+            elif part == "similarity":
+                sums[part] = elastic_similarity_loss(output.cell, self.threshold) * len(output.cell)
+            else:
+                goal = batch.targets["kinds" if part == "classes" else "labels"]
+                sums[part] = F.cross_entropy(getattr(output, HEADS[part]).float(), goal, reduction="sum")
+        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,9 +357,36 @@ class Generative:
         return {part: sums[part] for part in self.parts}
 
 
+def expressed(probability: Tensor, bins: Tensor) -> Tensor:
+    """Sum of - log p where a gene is expressed, - log (1 - p) where it is not."""
+    return F.binary_cross_entropy(probability.float(), (bins > 0).float(), reduction="sum")
+
+
 def squared(predicted: Tensor, bins: Tensor, count: int) -> Tensor:
     """Sum of ((y - x) / count)^2, the masked error of scGPT in units of all `count` bins."""
     return F.mse_loss(predicted.float() / count, bins / count, reduction="sum")
+
+
+HEADS = {
+    "expression": "expression",
+    "zero": "expression",
+    "mvc": "mvc",
+    "mvc_zero": "mvc",
+    "classes": "classes",
+    "batches": "adversary",
+}
+"""The head of scGPT that a part of the loss reads."""
+
+OF_GENES: dict[str, Callable[[Any, Tensor, Tensor, int], Tensor]] = {
+    "expression": lambda head, rows, bins, count: squared(head.value[rows], bins, count),
+    "mvc": lambda head, rows, bins, count: squared(head.value[rows], bins, count),
+    "zero": lambda head, rows, bins, count: expressed(head.nonzero[rows], bins),
+    "mvc_zero": lambda head, rows, bins, count: expressed(head.nonzero[rows], bins),
+}
+"""Parts that are sums over hidden bins."""
+
+OF_CELLS = {"classes", "batches", "similarity", "contrast"}
+"""Parts that are sums over cells."""
 
 
 def info_nce(rows: Tensor, temperature: float = 0.1) -> Tensor:
