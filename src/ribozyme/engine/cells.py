@@ -376,7 +376,10 @@ class CellModel:
         """(n, dim) of length 1; NaN for empty cells."""
 
         def pooled(batch: Packed) -> Tensor:
-            return _pooled(self.module.encode(batch, layer=how.layer), batch, how.pooling)
+            if how.pooling == "cls":  # of the last layer, these rows alone are computed
+                return self.module.encode(batch, layer=how.layer, rows=batch.cu_seqlens[:-1].long()).float()
+            rows = self.module.encode(batch, layer=how.layer)[_is_gene(batch)]
+            return pool(rows, [length - 1 for length in batch.lengths], how.pooling)
 
         out = np.full((len(tokens), self.config.dim), np.nan, dtype=np.float32)
         places, rows = [], []
@@ -458,13 +461,6 @@ def _pooling(pooling: str) -> CellPooling:
             hint=f"one of {', '.join(POOLINGS)}; for a row a gene, output='genes'",
         )
     return how
-
-
-def _pooled(rows: Tensor, batch: Packed, pooling: CellPooling) -> Tensor:
-    """(T, d) rows to (n, d) float32; the `<cls>` row is not among the genes."""
-    if pooling == "cls":
-        return rows[batch.cu_seqlens[:-1].long()].float()
-    return pool(rows[_is_gene(batch)], [length - 1 for length in batch.lengths], pooling)
 
 
 def _is_gene(batch: Packed) -> Tensor:

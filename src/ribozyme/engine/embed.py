@@ -35,6 +35,11 @@ class Tokenizer(Protocol):
     def encode(self, sequence: str) -> Ids: ...
 
 
+Compute = Callable[[Packed, tuple[int, ...]], Tensor | Sequence[Tensor]]
+"""From a batch (with special tokens) and the letters of each sequence to one tensor with a row a sequence, or
+to a tensor of rows for each sequence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Letters [start, start + len(ids)) of an input; `ids` has no special tokens."""
@@ -87,27 +92,36 @@ def run(
     tokenizer: Tokenizer,
     device: torch.device,
     budget: Budget,
-    compute: Callable[[Packed, tuple[int, ...]], Sequence[Tensor]],
+    compute: Compute,
 ) -> list[Array]:
-    """`compute` on packed batches of `pieces`: one array a piece, in their order; equal pieces are run once.
-
-    compute : takes a batch (with special tokens) and the letters of each sequence; one tensor a sequence
-    """
+    """`compute` on packed batches of `pieces`: an array a piece, in order; equal pieces are run once."""
     place: dict[bytes, int] = {}
     places = [place.setdefault(piece.ids.tobytes(), len(place)) for piece in pieces]
     distinct = [np.frombuffer(key, np.int64) for key in place]
     prefix, suffix = np.array(tokenizer.prefix, np.int64), np.array(tokenizer.suffix, np.int64)
 
-    def batch(group: list[int]) -> list[Array]:
+    def batch(group: list[int]) -> Tensor | Sequence[Tensor]:
         packed = Packed.of([np.concatenate([prefix, distinct[g], suffix]) for g in group]).to(device)
-        outputs = compute(packed, tuple(len(distinct[g]) for g in group))
-        return [output.float().cpu().numpy() for output in outputs]
+        return compute(packed, tuple(len(distinct[g]) for g in group))
 
     results: dict[int, Array] = {}
+    single: list[tuple[list[int], Tensor]] = []
     around = len(prefix) + len(suffix)
-    for group, arrays in in_batches([len(ids) + around for ids in distinct], budget, batch):
-        results.update(zip(group, arrays))
+    for group, outputs in in_batches([len(ids) + around for ids in distinct], budget, batch):
+        if isinstance(outputs, Tensor):
+            single.append((group, outputs))
+        else:
+            rows = _on_host(torch.cat(list(outputs)))
+            ends = np.cumsum([len(one) for one in outputs])
+            results.update(zip(group, np.split(rows, ends[:-1])))
+    if single:  # small, so they wait on the device: it is waited for once, not after each batch
+        rows = _on_host(torch.cat([outputs for _, outputs in single]))
+        results.update(zip((k for group, _ in single for k in group), rows))
     return [results[k] for k in places]
+
+
+def _on_host(rows: Tensor) -> Array:
+    return rows.float().cpu().numpy()
 
 
 def letter_rows(rows: Tensor, batch: Packed, tokenizer: Tokenizer) -> Tensor:

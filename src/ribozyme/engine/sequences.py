@@ -16,6 +16,7 @@ from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.embed import (
     OVERLONG,
     Array,
+    Compute,
     Cutter,
     Ids,
     Overlong,
@@ -32,8 +33,6 @@ from ribozyme.io.sequences import Record, read_or_reject, read_sequences
 from ribozyme.packing import POOLINGS, Packed, Pooling, pool
 from ribozyme.registry import Model
 from ribozyme.report import Rejected, Report
-
-Compute = Callable[[Packed, tuple[int, ...]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +306,13 @@ class SequenceModel:
         return compute
 
     def _embedding(self, pooling: Pooling, layer: int) -> Question:
-        def pooled(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+        def pooled(batch: Packed, letters: tuple[int, ...]) -> Tensor:
+            if pooling in ("first", "last"):  # of the last layer, these rows alone are computed
+                cu, after = batch.cu_seqlens.long(), len(self.tokenizer.suffix)
+                rows = cu[:-1] if pooling == "first" else cu[1:] - 1 - after
+                return self.module.encode(batch, layer=layer, rows=rows).float()
             rows = self.module.encode(batch, layer=layer)
-            if pooling == "first":
-                return list(rows[batch.cu_seqlens[:-1].long()].float())
-            return list(pool(letter_rows(rows, batch, self.tokenizer), letters, pooling))
+            return pool(letter_rows(rows, batch, self.tokenizer), letters, pooling)
 
         def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
             rows = self.module.encode(batch, layer=layer)
@@ -400,11 +401,12 @@ class SequenceModel:
         """`<cls>` sees only its own window, so windows are averaged; the first letter is in the first one."""
         return np.mean(rows, axis=0, dtype=np.float32) if self.tokenizer.prefix else rows[0]
 
-    def _next(self, batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+    def _next(self, batch: Packed, letters: tuple[int, ...]) -> Tensor:
         """(2,) a sequence: the log-likelihood of its letters but the first, and how many those are."""
         logs = self.module.logits(self.module.encode(batch)).float().log_softmax(-1)
         of_next = logs.gather(1, batch.ids.roll(-1)[:, None])[:, 0]
-        return [torch.stack([one[:-1].sum(), one.new_tensor(len(one) - 1)]) for one in of_next.split(letters)]
+        sums = [(one[:-1].sum(), one.new_tensor(len(one) - 1)) for one in of_next.split(letters)]
+        return torch.stack([torch.stack(pair) for pair in sums])
 
     def _masked_score(self, piece: Piece) -> float:
         """The log-likelihood of every letter, each masked in turn, added up."""
@@ -422,13 +424,12 @@ class SequenceModel:
         """Log-likelihood of the true letters at `places`, one masked copy of the sequence a place."""
         place_of = {ids.tobytes(): int(p) for ids, p in zip(masked, places)}
 
-        def compute(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
+        def compute(batch: Packed, letters: tuple[int, ...]) -> Tensor:
             rows = letter_rows(self.module.encode(batch), batch, self.tokenizer).split(letters)
             ids = letter_rows(batch.ids, batch, self.tokenizer).split(letters)
             spots = [place_of[one.cpu().numpy().tobytes()] for one in ids]
             chosen = torch.stack([row[p] for row, p in zip(rows, spots)])
-            logs = self.module.logits(chosen).float().log_softmax(-1)
-            return list(logs)
+            return self.module.logits(chosen).float().log_softmax(-1)
 
         logs = self._run([Piece(ids) for ids in masked], compute, self._default_budget)
         return float(sum(row[true[p]] for row, p in zip(logs, places)))
