@@ -186,7 +186,7 @@ def test_changed_input_model_settings_or_version_are_refused_by_name(rnafm, fast
     refused("settings batch_tokens was 20 and is 30", batch_tokens=30)
     refused("model weights was .* and is", model=rnafm.untrained(seed=5))
     with monkeypatch.context() as patch:
-        patch.setattr(job, "__version__", "9.9")
+        patch.setattr(job, "version", lambda name: "9.9")
         refused("ribozyme was .* and is 9.9")
     records = [*SEQUENCES[:-1], ("s29", "AAAA")]
     write_fasta(fasta, records)

@@ -60,9 +60,10 @@ class Worker:
 
         if self.model is not None:
             return
-        if self.version != metadata.version("ribozyme"):
+        here = metadata.version("ribozyme")
+        if self.version != here:
             raise ConfigError(
-                f"a worker has ribozyme {metadata.version('ribozyme')}, the job was started with {self.version}",
+                f"a worker has ribozyme {here}, the job was started with {self.version}",
                 hint="install one version on all machines of the cluster",
             )
         torch.set_num_threads(self.threads)
@@ -116,7 +117,8 @@ class Cluster:
         gpu = {"num_gpus": 1} if model.device.type == "cuda" else {}
         actor = ray.remote(num_cpus=threads, max_restarts=RESTARTS, max_task_retries=RETRIES, **gpu)(Worker)
         shared = [ray.put(model)]  # in a list, where Ray leaves it as it is
-        pool = Pool([actor.remote(how, threads, metadata.version("ribozyme")) for _ in range(workers)], shared)
+        ours = metadata.version("ribozyme")
+        pool = Pool([actor.remote(how, threads, ours) for _ in range(workers)], shared)
         try:
             yield from pool.compute(prepared)
         finally:

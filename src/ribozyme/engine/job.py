@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from anndata.io import write_elem
 
-from ribozyme import __version__
 from ribozyme.engine.cluster import Cluster, connect
 from ribozyme.engine.inputs import files_of, holds_cells, is_url, marks, prepare
 from ribozyme.engine.load import load
@@ -218,7 +218,7 @@ def job_of(model: Any, files: list[str], how: Any) -> Job:
             ),
         },
         "settings": asdict(how),
-        "ribozyme": __version__,
+        "ribozyme": version("ribozyme"),
     }
 
 
