@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ribozyme import __version__
-from ribozyme.cli import catalogue, embed, language, train
+from ribozyme.cli import catalogue, embed, finetune, language, train
 from ribozyme.errors import RibozymeError
 
 app = typer.Typer(
@@ -38,6 +38,9 @@ app.command()(embed.embed)
 app.command()(language.score)
 app.command()(language.fill)
 app.command()(train.pretrain)
+app.command()(finetune.finetune)
+app.command()(finetune.predict)
+app.command()(finetune.evaluate)
 app.command()(catalogue.models)
 app.command()(catalogue.info)
 app.command()(catalogue.convert)

@@ -1,0 +1,115 @@
+"""How good a predictor is on labelled inputs, beside the baselines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+import ribozyme.metrics as metrics
+from ribozyme.errors import InputError
+from ribozyme.metrics import Score
+from ribozyme.train.baselines import baselines
+from ribozyme.train.estimators import Estimator
+from ribozyme.train.labels import Labels
+from ribozyme.train.tables import Labelled
+
+MAIN = {"regression": "spearman", "classification": "accuracy", "multilabel": "f1"}
+"""The metric that predictors are compared by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores by predictor and metric.
+
+    gain : by how much the predictor beats the best baseline in the metric `by`, on the same examples
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    by: str
+    gain: Score | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = {
+            name: {metric: score.to_dict() for metric, score in of.items()}
+            for name, of in self.scores.items()
+        }
+        gain = {} if self.gain is None else {"gain": {"metric": self.by, **self.gain.to_dict()}}
+        return {"scores": found, **gain}
+
+
+def evaluate(
+    estimator: Estimator, data: Labelled, training: Labelled | None = None, *, seed: int = 0
+) -> Evaluation:
+    """Scores on `data`; with `training` also of the baselines, which are tuned and fitted to that."""
+    check_is_fitted(estimator, "tuned_")
+    labels = estimator.tuned_.labels
+    assert labels is not None
+    how = {"groups": data.groups, "seed": seed} if data.groups is not None else {"seed": seed}
+    scores = {"model": estimator.evaluate(data.X, data.y, **how)}
+    by = MAIN[labels.task]
+    if training is None:
+        return Evaluation(scores, by)
+    predictions = {}
+    weight = getattr(estimator, "class_weight", None)
+    found = baselines(labels.task, training.X, level=labels.level, class_weight=weight, seed=seed)
+    for name, baseline in found.items():
+        baseline.fit(training.X, training.y)
+        predictions[name] = baseline.predict(data.X)
+        scores[name] = _scores(baseline, data, predictions[name], labels, how)
+    best = max(predictions, key=lambda name: np.nan_to_num(scores[name][by].value, nan=-np.inf))
+    gain = None
+    if labels.level == "input":
+        gain = _gain(labels, data, estimator.predict(data.X), predictions[best], by, how)
+    return Evaluation(scores, by, gain)
+
+
+def _scores(baseline: Any, data: Labelled, predicted: Any, labels: Labels, how: Any) -> dict[str, Score]:
+    if isinstance(baseline, Estimator):
+        return baseline.evaluate(data.X, data.y, **how)
+    if labels.level == "token":
+        return metrics.letters_summary(labels.task, data.y, predicted, **how)
+    true = np.asarray(data.y)
+    if labels.task == "regression":
+        return metrics.summary("regression", true.astype(float), predicted, **how)
+    classes = list(baseline.classes_) if labels.task == "classification" else None
+    return metrics.summary(
+        labels.task, true, predicted, baseline.predict_proba(data.X), classes=classes, **how
+    )
+
+
+def _gain(labels: Labels, data: Labelled, ours: Any, theirs: Any, by: str, how: Any) -> Score | None:
+    """The difference in one metric, with its own interval."""
+    true = np.asarray(data.y)
+    known = np.array([one is not None and not np.any(one != one) for one in ours])
+    if labels.task == "multilabel" or true.ndim > 1 or known.sum() < 2:
+        return None
+    settings = {**how, "groups": data.groups[known] if data.groups is not None else None}
+
+    def statistic(y: Any, p: Any) -> float:
+        if labels.task == "regression":
+            score = metrics.spearman(y.astype(float), p.astype(float), resamples=0)
+        else:
+            score = metrics.accuracy(y, p, resamples=0)
+        if np.isnan(score.value):
+            raise metrics.UndefinedError(score.reason)
+        return score.value
+
+    return metrics.difference(
+        statistic, true[known], np.asarray(ours)[known], np.asarray(theirs)[known], **settings
+    )
+
+
+def table(found: Evaluation, title: str = "") -> Any:
+    """For people: a row a metric, a column a predictor (a rich Table)."""
+    from rich.table import Table
+
+    if not found.scores:
+        raise InputError("there are no scores")
+    shown = Table("", *found.scores, box=None, title=title or None, title_justify="left", pad_edge=False)
+    for metric in next(iter(found.scores.values())):
+        cells = [str(of[metric]) if metric in of else "" for of in found.scores.values()]
+        shown.add_row(metric.replace("_", " "), *cells)
+    return shown

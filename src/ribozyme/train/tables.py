@@ -1,0 +1,229 @@
+"""Labelled tables: sequences (or cells) with their labels, parts and groups, checked before anything long.
+
+A table is `.csv`, `.tsv` (also compressed), `.parquet`, or for cells `.h5ad` with labels in `obs`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ribozyme.errors import InputError
+from ribozyme.io.sequences import choose_columns, read_sequences
+from ribozyme.train.splits import Split, clusters, split
+
+Kind = Literal["regression", "classification", "token"]
+KINDS: tuple[Kind, ...] = ("regression", "classification", "token")
+PARTS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation",
+    "validation": "validation", "test": "test",
+}  # fmt: skip
+TABLES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Inputs with their labels.
+
+    X : list of (name, sequence), or an AnnData
+    y : labels as an estimator takes them
+    part : (n,) `train`, `validation`, `test`, or None without such a column
+    groups : (n,) or None
+    """
+
+    names: list[str]
+    X: Any
+    y: Any
+    part: npt.NDArray[Any] | None = None
+    groups: npt.NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def of(self, rows: Rows) -> "Labelled":
+        """Some of the rows."""
+        y = self.y.iloc[rows] if hasattr(self.y, "iloc") else [self.y[k] for k in rows]
+        return Labelled(
+            [self.names[k] for k in rows],
+            self.X[rows] if hasattr(self.X, "obs") else [self.X[k] for k in rows],
+            y if hasattr(self.y, "iloc") or isinstance(self.y, list) else np.asarray(y),
+            None if self.part is None else self.part[rows],
+            None if self.groups is None else self.groups[rows],
+        )
+
+
+def read_labelled(
+    path: Path,
+    targets: Sequence[str],
+    kind: Kind,
+    *,
+    sequence_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
+    drop_missing: bool = False,
+) -> Labelled:
+    """Read a table with labels.
+
+    Parameters
+    ----------
+    targets : columns; several are several numbers, or several labels of 0 and 1
+    kind : `token`: a string (one character a letter) or a list (in .csv as JSON) in each cell
+    split_column : with `train`, `val` (`validation`, `valid`, `dev`) and `test`
+    drop_missing : leave rows without a label out, instead of an error
+
+    Raises
+    ------
+    InputError : no such file or column, a label that is missing, an unknown part.
+    """
+    frame, cells = _read(path)
+    for name in (*targets, split_column, group_column):
+        if name is not None and name not in frame.columns:
+            known = ", ".join(map(repr, list(frame.columns)[:20]))
+            raise InputError(f"{path}: there is no column {name!r}; it has {known}")
+    missing = frame[list(targets)].isna().any(axis=1).to_numpy()
+    if kind == "token":
+        missing = frame[list(targets)].map(_is_missing).any(axis=1).to_numpy()
+    if missing.any() and not drop_missing:
+        raise InputError(
+            f"{path}: {int(missing.sum()):,} rows have no label in {', '.join(targets)}, the first is row "
+            f"{int(missing.argmax()) + 1:,}",
+            hint="label them, or leave them out: --drop-missing",
+        )
+    kept = np.flatnonzero(~missing)
+    frame = frame.iloc[kept].reset_index(drop=True)
+    if not len(frame):
+        raise InputError(f"{path}: no row has a label")
+    names, X = _inputs(path, frame, cells, kept, sequence_column)
+    return Labelled(
+        names,
+        X,
+        _letters(path, frame, targets) if kind == "token" else _values(path, frame, targets, kind),
+        None if split_column is None else _parts(path, frame[split_column]),
+        None if group_column is None else frame[group_column].to_numpy(),
+    )
+
+
+def parts_of(
+    data: Labelled, *, how: str = "clusters", validation: float = 0.1, test: float = 0.1, seed: int = 0
+) -> Split:
+    """The parts that the table names, else parts that are drawn.
+
+    how : `clusters`, of sequences that are alike (`train/splits.py`); or `random`; or the table's groups.
+    """
+    if data.part is not None:
+        rows = {part: np.flatnonzero(data.part == part) for part in ("train", "validation", "test")}
+        if not len(rows["train"]):
+            raise InputError("no row is for training", hint="the split column needs 'train'")
+        return Split(**rows)
+    groups = data.groups
+    if groups is None and how == "clusters" and not hasattr(data.X, "obs"):
+        groups = clusters(sequence for _, sequence in data.X)
+    try:
+        return split(len(data), validation=validation, test=test, groups=groups, seed=seed)
+    except InputError as error:
+        error.add_note("sequences that are alike stay together; --split random cuts between them")
+        raise
+
+
+def _is_missing(labels: Any) -> bool:
+    """Of the letters of a row."""
+    return labels is None or (np.ndim(labels) == 0 and bool(pd.isna(labels)))
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, Any]:
+    """The table, and the cells that it is of."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file")
+    if path.suffix == ".h5ad" or path.is_dir():
+        from ribozyme.io.cells import read_cells
+
+        cells = read_cells(path)
+        return cells.obs.copy(), cells
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path), None
+        if path.name.endswith(TABLES):
+            return pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ","), None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    raise InputError(f"{path}: labels are read from a table", hint=f"{', '.join(TABLES)}, or .h5ad for cells")
+
+
+def _inputs(
+    path: Path, frame: pd.DataFrame, cells: Any, kept: Rows, sequence_column: str | None
+) -> tuple[list[str], Any]:
+    if cells is not None:
+        chosen = cells[kept]
+        return [str(name) for name in chosen.obs_names], chosen
+    sequence, name = choose_columns(str(path), [str(c) for c in frame.columns], sequence_column)
+    names = frame[name] if name is not None else frame.index
+    try:
+        records = list(read_sequences(zip(names, frame[sequence])))
+    except InputError as error:
+        error.add_note(f"in {path}, column {sequence!r}")
+        raise
+    return [one.name for one in records], [(one.name, one.sequence) for one in records]
+
+
+def _values(path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind) -> Any:
+    chosen = frame[list(targets)]
+    if kind == "regression":
+        odd = [name for name in targets if not pd.api.types.is_numeric_dtype(chosen[name])]
+        if odd:
+            some = chosen[odd[0]].iloc[0]
+            raise InputError(
+                f"{path}: {odd[0]!r} holds {some!r}, which is no number",
+                hint="classes are learnt with --task classification",
+            )
+        numbers = chosen.to_numpy(dtype=float)
+        return numbers[:, 0] if len(targets) == 1 else numbers
+    if len(targets) > 1:
+        return chosen
+    column = chosen[targets[0]]
+    return column.astype(object).to_numpy() if column.dtype.name == "category" else column.to_numpy()
+
+
+def _letters(path: Path, frame: pd.DataFrame, targets: Sequence[str]) -> list[Any]:
+    """Labels of the letters of each row; of several columns (letters, k)."""
+    columns = [[_listed(path, one, row) for row, one in enumerate(frame[name])] for name in targets]
+    if len(columns) == 1:
+        return columns[0]
+    rows = []
+    for place, parts in enumerate(zip(*columns)):
+        if len({len(one) for one in parts}) > 1:
+            raise InputError(f"{path}, row {place + 1:,}: the targets have different numbers of labels")
+        rows.append(np.stack([np.asarray(one, dtype=float) for one in parts], axis=1))
+    return rows
+
+
+def _listed(path: Path, labels: Any, row: int) -> Any:
+    if isinstance(labels, str) and labels[:1] == "[":
+        try:
+            labels = json.loads(labels.replace("nan", "NaN"))
+        except json.JSONDecodeError:
+            return labels  # a dot-bracket string may begin so
+    if isinstance(labels, str):
+        return labels
+    if np.ndim(labels) == 0:
+        raise InputError(
+            f"{path}, row {row + 1:,}: {labels!r} is a single label",
+            hint="labels of letters are a string, one character a letter, or a list",
+        )
+    return [None if one is None else one for one in labels]
+
+
+def _parts(path: Path, column: Any) -> npt.NDArray[Any]:
+    known = column.astype(str).str.lower().map(PARTS)
+    if known.isna().any():
+        odd = column[known.isna()].iloc[0]
+        raise InputError(
+            f"{path}: {column.name!r} has {odd!r} in row {int(known.isna().to_numpy().argmax()) + 1:,}",
+            hint=f"parts are called {', '.join(PARTS)}; leave other rows out",
+        )
+    return np.asarray(known, dtype=object)

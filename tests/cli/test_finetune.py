@@ -1,0 +1,258 @@
+"""`ribozyme finetune | predict | evaluate`, as a user types them."""
+
+import json
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import ribozyme as rz
+from ribozyme.cli import main
+
+
+@pytest.fixture(scope="module")
+def rna(fixtures):
+    return str(fixtures / "rnafm" / "rna.pth")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: exit status, stdout, stderr."""
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["ribozyme", *map(str, words)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            with pytest.raises(SystemExit) as stopped:
+                main()
+        said = capsys.readouterr()
+        return stopped.value.code or 0, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """60 sequences; the class and the number are the share of G."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for k in range(60):
+        p = np.array([1, 1, 1, 1]) / 4 if k % 2 else np.array([0.1, 0.1, 0.7, 0.1])
+        rows.append("".join(generator.choice(list("ACGU"), generator.integers(15, 30), p=p)))
+    table = pd.DataFrame({"id": [f"s{k}" for k in range(60)], "sequence": rows})
+    table["kind"] = ["rich", "even"] * 30
+    table["share"] = [one.count("G") / len(one) for one in rows]
+    table["other"] = -table["share"]
+    table["marks"] = ["".join("(" if x == "G" else "." for x in one) for one in rows]
+    table["heights"] = [[float(x == "G") for x in one] for one in rows]
+    table["split"] = ["train"] * 40 + ["val"] * 8 + ["test"] * 12
+    return table
+
+
+@pytest.fixture
+def table(frame, tmp_path):
+    path = tmp_path / "table.csv"
+    frame.assign(heights=frame["heights"].map(json.dumps)).to_csv(path, index=False)
+    return path
+
+
+FAST = ("--epochs", "3", "--learning-rate", "0.01")
+
+
+def test_classes_are_learnt_predicted_and_evaluated(run, table, frame, rna, tmp_path):
+    status, out, err = run(
+        "finetune", table, "-o", tmp_path / "run", "--model", rna, "--target", "kind", "--task",
+        "classification", "--split-column", "split", "--epochs", "15", "--learning-rate", "0.02",
+    )  # fmt: skip
+    assert (status, "predict with" in err) == (0, True), err
+    assert "test: 12 inputs" in out
+    assert "accuracy" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["scores"]["model"]["accuracy"]["value"] >= 0.75
+    assert (tmp_path / "run" / "training" / "curve.png").stat().st_size > 0
+    loaded = rz.load(tmp_path / "run")
+    assert loaded.classes_.tolist() == ["even", "rich"]
+    for suffix in (".csv", ".tsv", ".parquet", ".json"):
+        output = tmp_path / f"out{suffix}"
+        assert run("predict", tmp_path / "run", table, "-o", output)[0] == 0
+        reader = {
+            ".csv": pd.read_csv,
+            ".tsv": pd.read_table,
+            ".parquet": pd.read_parquet,
+            ".json": pd.read_json,
+        }
+        found = reader[suffix](output)
+        assert found["id"].tolist() == frame["id"].tolist()
+        assert found["kind"].tolist() == loaded.predict(frame["sequence"]).tolist()
+        np.testing.assert_allclose(found["p_even"] + found["p_rich"], 1, atol=1e-5)
+    status, out, err = run("evaluate", tmp_path / "run", table, "-o", tmp_path / "m.json")
+    assert status == 0, err
+    again = json.loads((tmp_path / "m.json").read_text())
+    assert again["scores"] == metrics["scores"]  # the test part, found again
+    assert again["part"] == "test"
+    new = tmp_path / "new.csv"
+    frame.drop(columns="split").to_csv(new, index=False)
+    assert "60 inputs" in run("evaluate", tmp_path / "run", new)[1]
+
+
+def test_baselines_stand_beside_and_see_only_the_training_part(run, table, rna, tmp_path):
+    run("finetune", table, "-o", tmp_path / "run", "--model", rna, "--target", "share", "--task",
+        "regression", "--split-column", "split", *FAST)  # fmt: skip
+    status, out, err = run("evaluate", tmp_path / "run", table, "-o", tmp_path / "m.json", "--baselines")
+    assert status == 0, err
+    for word in ("k-mers", "TextCNN", "spearman", "above the best baseline", "["):
+        assert word in out
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["scores"]["k-mers"]["spearman"]["value"] > 0.8
+    assert found["gain"]["metric"] == "spearman"
+    table.rename(tmp_path / "moved.csv")
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "moved.csv", "--baselines")
+    assert status == 1
+    assert "the training table is not there any more" in err
+    moved = ("--training", tmp_path / "moved.csv")
+    assert run("evaluate", tmp_path / "run", tmp_path / "moved.csv", "--baselines", *moved)[0] == 0
+
+
+def test_labels_of_letters_and_several_targets(run, table, frame, rna, tmp_path):
+    how = ("--model", rna, "--split-column", "split", "--epochs", "1")
+    for target, task, kind in (
+        ("marks", "token", "TokenClassifier"),
+        ("heights", "token", "TokenRegressor"),
+        ("share,other", "regression", "Regressor"),
+    ):
+        folder = tmp_path / kind
+        status, _, err = run("finetune", table, "-o", folder, "--target", target, "--task", task, *how)
+        assert status == 0, err
+        assert type(rz.load(folder)).__name__ == kind
+        assert run("predict", folder, table, "-o", folder / "out.parquet")[0] == 0
+        found = pd.read_parquet(folder / "out.parquet")
+        if task == "token":
+            assert [len(one) for one in found[target]] == [len(one) for one in frame["sequence"]]
+        else:
+            assert list(found.columns) == ["id", "share", "other"]
+
+
+def test_cells_are_learnt_from_a_column_of_obs(run, tmp_path):
+    cells = rz.data.cells()[:40].copy()
+    cells.obs["kind"] = np.where(np.arange(40) % 2, "a", "b")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    status, out, err = run(
+        "finetune", tmp_path / "cells.h5ad", "-o", tmp_path / "run", "--target", "kind", "--task",
+        "classification", "--epochs", "1", "--validation", "0.2", "--test", "0.2",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "test: 8 inputs" in out
+    assert run("predict", tmp_path / "run", tmp_path / "cells.h5ad", "-o", tmp_path / "out.csv")[0] == 0
+    assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == list(cells.obs_names)
+
+
+def test_the_same_command_again_goes_on_and_ends_the_same(run, table, rna, tmp_path):
+    words = (
+        "finetune",
+        table,
+        "-o",
+        tmp_path / "run",
+        "--model",
+        rna,
+        "--target",
+        "share",
+        "--task",
+        "regression",
+    )
+    assert run(*words, *FAST)[0] == 0
+    first = rz.load(tmp_path / "run").predict(["GGGG", "ACGU"])
+    assert run(*words, *FAST)[0] == 0
+    np.testing.assert_array_equal(rz.load(tmp_path / "run").predict(["GGGG", "ACGU"]), first)
+    status, _, err = run(*words, "--epochs", "4", "--learning-rate", "0.01")
+    assert status == 1
+    assert "training" in err  # the folder has another one
+
+
+def test_alike_sequences_stay_in_one_part(run, frame, rna, tmp_path):
+    generator = np.random.default_rng(0)
+    founders = ["".join(generator.choice(list("ACGU"), 30)) for _ in range(10)]
+    copies = pd.DataFrame({"sequence": np.repeat(founders, 5), "y": np.arange(50.0)})
+    copies.to_csv(tmp_path / "t.csv", index=False)
+    how = ("--model", rna, "--target", "y", "--task", "regression", "--epochs", "1", "--test", "0.2")
+    assert run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *how)[0] == 0
+    parts = json.loads((tmp_path / "run" / "data.json").read_text())["parts"]
+    families = [{k // 5 for k in rows} for rows in parts.values()]
+    assert sum(map(len, families)) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        ({}, ("--target", "colour"), "there is no column 'colour'"),
+        ({"share": None}, (), "60 rows have no label in share, the first is row 1"),
+        ({"share": "high"}, (), "holds 'high', which is no number"),
+        (
+            {"kind": "one"},
+            ("--target", "kind", "--task", "classification"),
+            "all labels are of one class, 'one'",
+        ),
+        ({"split": "fold1"}, ("--split-column", "split"), "'split' has 'fold1' in row 1"),
+        ({"split": "test"}, ("--split-column", "split"), "no row is for training"),
+        ({"marks": "(."}, ("--target", "marks", "--task", "token"), "letters and 2 labels"),
+        ({"marks": 3}, ("--target", "marks", "--task", "token"), "3 is a single label"),
+        ({"sequence": "AC GT"}, (), "which is no letter"),
+        ({}, ("--task", "ranking"), "task 'ranking' does not exist"),
+        ({}, ("--layers", "some"), "layers 'some' is no number"),
+        ({}, ("--split", "scaffold"), "split 'scaffold' does not exist"),
+        ({}, ("--model", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_what_is_wrong_is_one_error_and_leaves_no_run(run, frame, rna, tmp_path, change, words, message):
+    frame.assign(**change).to_csv(tmp_path / "t.csv", index=False)
+    base = ("--model", rna, "--target", "share", "--task", "regression")
+    status, out, err = run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *base, *words)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "run" / "estimator.json").exists()
+
+
+def test_an_unseen_class_is_named(run, frame, table, rna, tmp_path):
+    how = ("--model", rna, "--target", "kind", "--task", "classification", "--split-column", "split")
+    odd = frame.assign(kind=[*frame["kind"][:59], "odd"])
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    assert run("finetune", table, "-o", tmp_path / "run", *how, "--epochs", "1")[0] == 0
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "odd.csv")
+    assert status == 1
+    assert "does not know: odd" in err
+
+
+def test_a_folder_that_is_no_run_is_named(run, table, tmp_path):
+    status, _, err = run("predict", tmp_path, table, "-o", tmp_path / "out.csv")
+    assert status == 1
+    assert "not the folder of a finished run" in err
+    status, _, err = run("predict", tmp_path, table, "-o", tmp_path / "out.xlsx")
+    assert "suffix '.xlsx' does not exist" in err
+
+
+def test_rows_without_a_label_can_be_left_out(run, frame, rna, tmp_path):
+    gaps = frame.assign(share=[np.nan, *frame["share"][1:]])
+    gaps.to_csv(tmp_path / "t.csv", index=False)
+    how = ("--model", rna, "--target", "share", "--task", "regression", "--epochs", "1", "--drop-missing")
+    assert run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *how)[0] == 0
+    parts = json.loads((tmp_path / "run" / "data.json").read_text())["parts"]
+    assert sum(map(len, parts.values())) == 59
+
+
+def test_a_cell_table_needs_its_column(run, tmp_path):
+    ad.AnnData(np.ones((3, 2), np.float32)).write_h5ad(tmp_path / "c.h5ad")
+    words = (
+        "finetune",
+        tmp_path / "c.h5ad",
+        "-o",
+        tmp_path / "run",
+        "--target",
+        "kind",
+        "--task",
+        "classification",
+    )
+    status, _, err = run(*words)
+    assert status == 1
+    assert "no column 'kind'" in err
