@@ -209,12 +209,13 @@ def _alone(start: int, length: int, size: int) -> tuple[Block, ...]:
 
 def _places(blocks: list[Block]) -> Tensor | None:
     """Where each token first stands; its repeats, which fill the padding, come after it."""
+    if all(isinstance(block.tokens, slice) for block in blocks):
+        return None
     each = [
         np.arange(tokens.start, tokens.stop) if isinstance(tokens, slice) else tokens.numpy()
         for tokens in (block.tokens for block in blocks)
     ]
-    places = np.unique(np.concatenate(each), return_index=True)[1]
-    return None if all(isinstance(block.tokens, slice) for block in blocks) else torch.from_numpy(places)
+    return torch.from_numpy(np.unique(np.concatenate(each), return_index=True)[1])
 
 
 def ssd(

@@ -201,15 +201,12 @@ class MambaBlock(nn.Module):
     def forward(
         self, h: Tensor, batch: Packed, cut: Cut, remember: bool = False
     ) -> tuple[Tensor, Recent | None]:
-        rows, memories, recent = [], list[Recent](), None
+        rows, memories = [], list[Recent]()
+        recent: Recent | None = None
         again = torch.is_grad_enabled() and len(h) > RECOMPUTE
         for piece in cut:
-            inputs = (
-                h[piece.tokens],
-                piece.chunks,
-                None if piece.begins else recent,
-                remember or not piece.ends,
-            )
+            before = None if piece.begins else recent
+            inputs = h[piece.tokens], piece.chunks, before, remember or not piece.ends
             if again:  # keep the inputs alone, compute the rest once more for the gradient
                 y, recent = checkpoint(self._piece, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -397,7 +394,7 @@ class HelixMRNA(nn.Module):
     def _cut(self, batch: Packed) -> Cut:
         device = batch.ids.device
         alone = (
-            256 if device.type == "cpu" else max(batch.lengths) + 1
+            256 if device.type == "cpu" else batch.max_seqlen + 1
         )  # a GPU wants few steps, a CPU no copies
         cut = pieces(batch.lengths, at_once(device), self.chunk_size, alone)
         return tuple(replace(piece, chunks=piece.chunks.to(device)) for piece in cut)
