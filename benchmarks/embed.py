@@ -6,7 +6,7 @@ Each program is a process of its own that loads its network once (`peer_embed.py
 when it is asked; the rounds go ours, peer, peer, ours ..., so that a drift of the machine hits all. A ratio
 is the quotient of medians, its spread the least and the largest quotient of one round. README.md, beside
 this file, says what is compared with what; `embed_tasks.py` has the targets. Whatever the speed, the exit
-status is 0.
+status is 0; it is 1 if a program fails.
 """
 
 import json
@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -385,38 +385,69 @@ def chosen(bench: Bench, only: str, console: Console) -> Iterable[str]:
             yield name
 
 
+@dataclass(slots=True)
+class Results:
+    """What was measured so far. failed : tasks that could not be, with the words of the program"""
+
+    measured: list[Measured] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path | None, bench: Bench, clock: str, **more: Any) -> None:
+        content = {"machine": about(), "hardware": bench.hardware, "clock": clock, "size": bench.size} | {
+            "ratios": [asdict(one) for one in self.ratios],
+            "figures": [asdict(one) for one in self.figures],
+            "tasks": [as_json(one) for one in self.measured],
+            "failed": self.failed,
+        }
+        if path is not None:
+            path.write_text(json.dumps(content | more, indent=1) + "\n", encoding="utf-8")
+
+    def print(self, console: Console) -> None:
+        print_versions(self.measured, console)
+        if self.ratios:
+            print_ratios(self.ratios, console)
+        print_figures(self.figures, console)
+        for name, why in self.failed.items():
+            console.print(f"[red]{name} failed[/]: {why}", highlight=False)
+
+
 def run_all(
-    bench: Bench, only: str, rounds: int, threads: Sequence[int | None], clock: str, console: Console
-) -> tuple[list[Measured], list[Ratio], list[Figure]]:
-    """Every chosen task; its table is printed when it is done."""
-    measured, ratios, absolute = [], [], []
-    for name in chosen(bench, only, console):
-        task = TASKS[name].make(bench)
-        for count in threads:
-            found = measure(task, count, rounds, bench.work, console)
-            measured.append(found)
-            ratios += [ratio(found, pair, clock) for pair in task.pairs]
-            absolute += figures(found, bench, clock)
-            if name == "hybrid" and bench.device == "cpu":
-                absolute += memory(task, count, bench.work)
-        print_ratios([one for one in ratios if one.task == name], console)
-    return measured, ratios, absolute
-
-
-def write(
-    path: Path,
     bench: Bench,
+    names: Sequence[str],
+    rounds: int,
+    threads: Sequence[int | None],
     clock: str,
-    found: tuple[list[Measured], list[Ratio], list[Figure]],
-    **more: Any,
+    console: Console,
+) -> Iterator[Results]:
+    """All results so far, after each task; its table is printed when it is done."""
+    results = Results()
+    for name in names:
+        try:
+            run_task(TASKS[name].make(bench), bench, rounds, threads, clock, console, results)
+        except SystemExit as error:  # of a peer, some of the others may run all the same
+            results.failed[name] = str(error)
+        print_ratios([one for one in results.ratios if one.task == name], console)
+        yield results
+
+
+def run_task(
+    task: Task,
+    bench: Bench,
+    rounds: int,
+    threads: Sequence[int | None],
+    clock: str,
+    console: Console,
+    results: Results,
 ) -> None:
-    measured, ratios, absolute = found
-    content = {"machine": about(), "hardware": bench.hardware, "clock": clock, "size": bench.size} | {
-        "ratios": [asdict(one) for one in ratios],
-        "figures": [asdict(one) for one in absolute],
-        "tasks": [as_json(one) for one in measured],
-    }
-    path.write_text(json.dumps(content | more, indent=1) + "\n", encoding="utf-8")
+    for count in threads:
+        found = measure(task, count, rounds, bench.work, console)
+        results.measured.append(found)
+        results.ratios += [ratio(found, pair, clock) for pair in task.pairs]
+        results.figures += figures(found, bench, clock)
+        if task.name == "hybrid" and bench.device == "cpu":
+            results.figures += memory(task, count, bench.work)
 
 
 Python = Annotated[str | None, typer.Option(help="python of an environment; README.md says what is in it")]
@@ -441,36 +472,32 @@ def main(
     work: Work = None,
     output: Output = None,
 ) -> None:
-    """Print ratios with their spread, and absolute figures; whatever they are, the exit status is 0."""
+    """Print ratios with their spread, and absolute figures; exit status 1 only if a program fails."""
     if clock not in ("wall", "cpu"):
         raise typer.BadParameter(f"--clock is wall or cpu, not {clock!r}")
     if small:
         rounds, threads = 2, "1"
     counts = [int(one) for one in threads.split(",")]
-    console = wide_console()
+    console, results = wide_console(), Results()
     with tempfile.TemporaryDirectory() as folder:
-        where = folder if work is None else work
-        bench = Bench(Path(where), hardware(), peers, scgpt, helical, size, small=small)
+        bench = Bench(work or Path(folder), hardware(), peers, scgpt, helical, size, small=small)
         bench.work.mkdir(parents=True, exist_ok=True)
-        console.print(describe(about(), bench.hardware))
-        names = list(chosen(bench, only, Console(quiet=True)))
+        names = list(chosen(bench, only, console))
         minutes = expected_minutes(names, 0.1 if small else size, rounds, counts)
-        console.print(f"about {minutes:.0f} minutes on an idle machine whose cores reach 75 GFLOP/s each")
-        found = run_all(bench, only, rounds, counts, clock, console)
-        measured, ratios, absolute = found
-        if only in "startup":
-            absolute += startup(peers, counts[0], rounds, clock, bench.work)
-        if alone_count:
-            for name in names:
-                task = TASKS[name].make(replace(bench, count=alone_count))
-                absolute += [one for count in counts for one in alone(task, count, bench.work)]
         console.print(describe(about(), bench.hardware))
-        print_versions(measured, console)
-        if ratios:
-            print_ratios(ratios, console)
-        print_figures(absolute, console)
-        if output is not None:
-            write(output, bench, clock, found)
+        console.print(f"about {minutes:.0f} minutes on an idle machine whose cores reach 75 GFLOP/s each")
+        for results in run_all(bench, names, rounds, counts, clock, console):
+            results.write(output, bench, clock)
+        if only in "startup":
+            results.figures += startup(peers, counts[0], rounds, clock, bench.work)
+        for name in names if alone_count else ():
+            task = TASKS[name].make(replace(bench, count=alone_count))
+            results.figures += [one for count in counts for one in alone(task, count, bench.work)]
+        console.print(describe(about(), bench.hardware))
+        results.print(console)
+        results.write(output, bench, clock)
+    if results.failed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

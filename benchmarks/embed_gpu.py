@@ -13,19 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
-from embed import (
-    Only,
-    Output,
-    Python,
-    Work,
-    about,
-    print_figures,
-    print_ratios,
-    print_versions,
-    run_all,
-    wide_console,
-    write,
-)
+from embed import Only, Output, Python, Results, Work, about, chosen, run_all, wide_console
 from embed_tasks import Bench
 
 
@@ -40,25 +28,22 @@ def main(
     work: Work = None,
     output: Output = None,
 ) -> None:
-    """Print tokens, cells and nucleotides a second; whatever they are, the exit status is 0."""
+    """Print tokens, cells and nucleotides a second; exit status 1 only if a program fails."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no CUDA device; embed.py measures on the CPU")
-    console = wide_console()
+    console, results = wide_console(), Results()
     device = torch.cuda.get_device_properties(0)
     named = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder) if work is None else work
-        bench = Bench(where, "cuda", peers, scgpt, helical, size, small=small)
+        bench = Bench(work or Path(folder), "cuda", peers, scgpt, helical, size, small=small)
         bench.work.mkdir(parents=True, exist_ok=True)
+        names = list(chosen(bench, only, console))
         console.print(f"{named}; {about()['processor']}, torch {torch.__version__}")
-        found = run_all(bench, only, 2 if small else rounds, [None], "wall", console)
-        measured, ratios, absolute = found
-        print_versions(measured, console)
-        if ratios:
-            print_ratios(ratios, console)
-        print_figures(absolute, console)
-        if output is not None:
-            write(output, bench, "wall", found, gpu=named)
+        for results in run_all(bench, names, 2 if small else rounds, [None], "wall", console):
+            results.write(output, bench, "wall", gpu=named)
+        results.print(console)
+    if results.failed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,23 @@ def test_a_task_without_its_peers_is_left_out_and_named(embed, tmp_path):
     assert run(embed.main, "--clock", "sun").exit_code == 2
 
 
+def test_a_task_that_fails_does_not_stop_the_others(embed, tasks, tmp_path, monkeypatch):
+    def fails(bench):
+        raise SystemExit("the peer ended with status 1")
+
+    done = tasks.Task("rnafm-pth", "RNA-FM", "RNAs", 1, 10, [], [])
+    entries = {"rnafm": fails, "rnafm-pth": lambda bench: done}
+    monkeypatch.setattr(embed, "TASKS", {k: tasks.Entry((), make, 1) for k, make in entries.items()})
+    monkeypatch.setattr(embed, "measure", lambda task, *_: embed.Measured(task, 1, {}, {}, {}))
+    output = tmp_path / "out.json"
+    found = run(embed.main, "--only", "rnafm", "--threads", "1", "-o", str(output))
+    assert found.exit_code == 1
+    assert "rnafm failed: the peer ended with status 1" in found.output
+    content = json.loads(output.read_text())
+    assert [one["task"] for one in content["tasks"]] == ["rnafm-pth"]
+    assert list(content["failed"]) == ["rnafm"]
+
+
 def test_without_a_gpu_the_gpu_benchmark_says_so(program, monkeypatch):
     gpu = program("embed_gpu")
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
