@@ -37,8 +37,8 @@ IN_HAND, AHEAD = 2, 4
 """Parts that a worker has, one of them waiting; parts a worker that may be ahead of what is written."""
 RETRIES, RESTARTS = 3, 20
 """How often a part is computed again when its worker is lost; how often a worker is started again."""
-PATIENCE = 60.0
-"""Seconds until it is said that no worker has started."""
+PATIENCE, LAST = 60.0, 5.0
+"""Seconds until it is said that no worker has started; seconds for the last parts when the job is stopped."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 log = logging.getLogger("ribozyme")
@@ -163,9 +163,13 @@ class Pool:
             yield _result(*waiting.popleft())
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; what waits for them is given up, for what is at work some seconds are left."""
         import ray
 
+        for reference in self.busy:
+            ray.cancel(reference)
+        if self.busy:
+            ray.wait([*self.busy], num_returns=len(self.busy), timeout=LAST)
         for worker in self.workers:
             ray.kill(worker)
 
