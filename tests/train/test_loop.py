@@ -376,6 +376,31 @@ def test_the_folder_tells_how_it_went(tmp_path):
     assert len(lines) == len(curve["step"])
 
 
+def test_a_terminal_gets_a_bar_and_anything_else_nothing(monkeypatch, capsys):
+    go()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    go()
+    said = capsys.readouterr().err
+    assert f"{STEPS}/{STEPS}" in said
+    assert "loss" in said
+    assert "tokens/s" in said
+
+
+def test_tensorboard_gets_the_lines_of_the_log_where_it_is_installed(tmp_path, monkeypatch):
+    told = []
+
+    class Board:
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+    monkeypatch.setattr("ribozyme.train.run._board", lambda folder, first: Board())
+    _, history = go(tmp_path)
+    assert [value for name, value, _ in told if name == "loss"] == history.loss
+    assert [step for name, _, step in told if name == "validation_loss"] == history.validation_steps
+
+
 def test_another_run_in_the_folder_is_an_error(tmp_path):
     go(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"holds a run with what 'a test', not 'another'"):

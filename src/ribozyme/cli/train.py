@@ -62,6 +62,9 @@ def pretrain(
     ] = None,
     gene_column: Annotated[str | None, typer.Option(help="var column with gene names")] = None,
     buffer: Annotated[int, typer.Option(help="inputs that are shuffled together, in memory")] = 65_536,
+    sorted_steps: Annotated[
+        int, typer.Option(help="steps whose inputs are sorted by length together; faster")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16")] = "auto",
@@ -92,6 +95,7 @@ def pretrain(
         decay=decay,
         clip=clip,
         buffer=buffer,
+        sorted_steps=sorted_steps,
         held=held,
         validate_every=validate_every,
         patience=patience,

@@ -138,7 +138,7 @@ class Loop:
         with (
             _interrupts(run is not None) as asked,
             _dropout(work.device),
-            _bar(total, state, work.workers) as show,
+            _bar(total, state, work.workers, stays=run is not None) as show,
             contextlib.closing(ahead(self._shares(feed, objective, state.place, work.workers))) as shares,
         ):
             if self.validate_first and len(held) and not state.step:
@@ -292,6 +292,7 @@ class Training:
 
     def finish(self) -> None:
         """The weights of the best validation into the network."""
+        self.workers.wait()  # until the first process has written them
         if self.state.history.best is not None:
             self.best.load_best(self.network)
         self.leave()
@@ -415,6 +416,10 @@ class Workers:
         for parameter, part in zip(reached, flat.split([p.numel() for p in reached])):
             parameter.grad = part.view_as(parameter)
 
+    def wait(self) -> None:
+        """For all processes to come here."""
+        self.state.wait_for_everyone()
+
     def share(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give every process the parameters of the first."""
         if self.count > 1:
@@ -483,8 +488,8 @@ def _stopped(asked: Sequence[int]) -> BaseException:
 
 
 @contextlib.contextmanager
-def _bar(total: int, begun: State, workers: Workers) -> Iterator[Callable[[State], None]]:
-    """A progress bar on stderr where that is a terminal."""
+def _bar(total: int, begun: State, workers: Workers, *, stays: bool) -> Iterator[Callable[[State], None]]:
+    """A progress bar on stderr where that is a terminal; it `stays` there, or goes when it is full."""
     if not (workers.main and sys.stderr.isatty()):
         yield lambda state: None
         return
@@ -499,7 +504,7 @@ def _bar(total: int, begun: State, workers: Workers) -> Iterator[Callable[[State
         TimeRemainingColumn(),
     )
     tokens, seconds = begun.tokens, begun.seconds
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=not stays) as progress:
         task = progress.add_task("step", total=total, completed=begun.step, loss=math.nan, speed=0.0)
 
         def show(state: State) -> None:
