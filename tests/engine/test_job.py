@@ -346,7 +346,7 @@ def test_whichever_call_of_the_system_fails_nothing_is_damaged(
     assert failed > 0
 
 
-@pytest.mark.parametrize("step", [pytest.param(7_000, id="some"), pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [pytest.param(7_000, id="some"), pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_wherever_the_disk_is_full_the_job_goes_on_after_room_is_made(rnafm, fasta, suffix, step):
     """No file can grow beyond a limit: real writes fail in the middle, in every library that writes."""
