@@ -40,6 +40,8 @@ FEWEST = 20
 """Of fewer examples (groups) none is held back for validation."""
 WARMUP = 0.05
 """Share of the steps with a rising learning rate, before it falls to zero on a cosine."""
+RESAMPLES = 200
+"""Of the intervals of `metrics_`, which every fit computes."""
 RATES = {"head": 3e-3, "lora": 1e-3, "layers": 3e-4}
 """Learning rates by what is trained, where none is given."""
 PACKAGES = ("ribozyme", "torch", "numpy", "scikit-learn", "safetensors")
@@ -174,7 +176,7 @@ class Estimator(BaseEstimator):
         )
         self.tuned_, self.validation_ = tuned, held
         self._learnt(labels)
-        self.metrics_ = {} if validation is None else self.evaluate(*validation)
+        self.metrics_ = {} if validation is None else self.evaluate(*validation, resamples=RESAMPLES)
         return self
 
     def predict(self, X: Any) -> Any:
