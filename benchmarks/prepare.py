@@ -41,8 +41,8 @@ from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
 
 TARGET, RATE = 10, 13_000
-BATCH_TOKENS, BATCH = 4_096, 64
-"""Tokens of our batches; cells of theirs, the default of `embed_data`."""
+BATCH_TOKENS, BATCH = 65_536, 64
+"""Tokens of our batches; cells of theirs, the default of `embed_data`: about as many."""
 
 
 def tasks(
@@ -78,7 +78,7 @@ Python = Annotated[str | None, typer.Option(help="python that has the published 
 def main(
     scgpt: Python = None,
     helical: Python = None,
-    cells: Annotated[int, typer.Option(help="cells, in even steps of their size")] = 800,
+    cells: Annotated[int, typer.Option(help="cells, in even steps of their size")] = 2_000,
     rounds: Annotated[int, typer.Option(help="medians are of these")] = 5,
     windows: Annotated[str, typer.Option(help="tokens of a cell at most")] = "1200,3000",
     clock: Annotated[str, typer.Option(help="wall, or cpu where other programs run beside")] = "cpu",

@@ -82,8 +82,8 @@ def bin_rows(values: Floats, indptr: Ints, *, n_bins: int = 51, u: float | Float
     groups = _counted(values, sizes) or _sorted(values, sizes)
     left, right = _ranks(groups, sizes, n_bins - 1)
     if isinstance(u, float):
-        return np.ceil(u * (right - left) + left).astype(np.int64).take(groups.of)
-    return np.ceil(u * (right - left)[groups.of] + left[groups.of]).astype(np.int64)
+        return groups.to_values(np.ceil(u * (right - left) + left).astype(np.int64))
+    return np.ceil(u * groups.to_values(right - left) + groups.to_values(left)).astype(np.int64)
 
 
 def check_values(rows: sparse.csr_matrix, names: npt.ArrayLike | None = None) -> None:
@@ -104,13 +104,21 @@ def check_values(rows: sparse.csr_matrix, names: npt.ArrayLike | None = None) ->
 class _Groups(NamedTuple):
     """Equal values of a row are a group; groups are in the order of the rows, and of the values in a row.
 
-    of : (T,) the group of each value; value, size : (G,); rows : (n,) how many groups each row has
+    slot : (G,) a number of each group, which rises; of : (T,) the slot of each value's group
+    value, size : (G,); rows : (n,) how many groups each row has
     """
 
+    slot: Ints
     of: Ints
     value: Floats
     size: Ints
     rows: Ints
+
+    def to_values(self, numbers: Ints) -> Ints:
+        """(G,) one number a group to (T,), that of each value's group."""
+        table = np.empty(self.slot[-1] + 1, dtype=numbers.dtype)
+        table[self.slot] = numbers
+        return table.take(self.of)
 
 
 def _counted(values: Floats, sizes: Ints) -> _Groups | None:
@@ -125,10 +133,9 @@ def _counted(values: Floats, sizes: Ints) -> _Groups | None:
     whole += np.repeat(starts, sizes)
     counts = np.bincount(whole)
     filled = np.flatnonzero(counts)
-    group = np.empty(len(counts), dtype=np.int64)
-    group[filled] = np.arange(len(filled))
     rows = np.diff(np.searchsorted(filled, starts), append=len(filled))
-    return _Groups(group.take(whole), (filled - np.repeat(starts, rows)).astype(float), counts[filled], rows)
+    value = (filled - np.repeat(starts, rows)).astype(np.float64)
+    return _Groups(filled, whole, value, counts[filled], rows)
 
 
 def _sorted(values: Floats, sizes: Ints) -> _Groups:
@@ -143,8 +150,8 @@ def _sorted(values: Floats, sizes: Ints) -> _Groups:
     firsts = np.flatnonzero(first)
     size = np.diff(firsts, append=len(values))
     of = np.empty(len(values), dtype=np.int64)
-    of[order] = np.repeat(np.arange(len(size)), size)
-    return _Groups(of, ordered[firsts], size, np.add.reduceat(first, starts, dtype=np.int64))
+    of[order] = np.repeat(firsts, size)
+    return _Groups(firsts, of, ordered[firsts], size, np.add.reduceat(first, starts, dtype=np.int64))
 
 
 def _ranks(groups: _Groups, sizes: Ints, count: int) -> tuple[Ints, Ints]:
