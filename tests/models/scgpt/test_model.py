@@ -81,6 +81,7 @@ def test_a_second_generative_pass_is_prompted_by_the_cell_of_the_first(get_case)
 
 
 @given(seed=st.integers(0, 99), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), data=st.data())
+@settings(deadline=None)
 def test_prompted_attention_is_plain_attention_with_each_token_alone(seed, lengths, data):
     known = [data.draw(st.integers(0, n)) for n in lengths]
     generator = torch.Generator().manual_seed(seed)
@@ -301,6 +302,7 @@ def test_some_rows_are_those_of_all(case, data, layer):
 @given(
     values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 7.0, 0.3, 511.5, 600.0]), min_size=1, max_size=20)
 )
+@settings(deadline=None)
 def test_a_value_has_one_row_whatever_else_is_in_the_batch(get_case, values):
     encoder, values = get_case("plain").module.values, torch.tensor(values)
     with torch.enable_grad():
