@@ -74,6 +74,7 @@ def test_a_fine_tuning_goes_on_to_the_same_weights(rnafm, sequences, tmp_path, k
     np.testing.assert_array_equal(again.predict(sequences), whole.predict(sequences))
 
 
+@pytest.mark.slow
 def test_lora_goes_on_to_the_same_weights(rnafm, sequences, tmp_path, killed):
     pytest.importorskip("peft")
     settings = {"lora_rank": 2}

@@ -50,9 +50,9 @@ def recipe(**changes):
 @pytest.mark.parametrize("family", ["helix", "rnafm"])
 def test_a_tiny_model_of_sequences_learns_patterns_by_heart(make_model, family, tmp_path):
     model = make_model(family)
-    how = recipe(share=0.3, steps=120 if family == "rnafm" else 60)
+    how = recipe(share=0.3, steps=90 if family == "rnafm" else 50)
     history = pretrain(model, PATTERNS, tmp_path, how, log_every=20)
-    assert history.loss[-1] < 0.35 * history.loss[0]
+    assert history.loss[-1] < 0.5 * history.loss[0]
     assert history.steps[-1] == how.steps
     again = rz.load(tmp_path, device="cpu", dtype="float32")
     np.testing.assert_allclose(again.embed(PATTERNS), model.embed(PATTERNS), atol=1e-6)
@@ -61,7 +61,7 @@ def test_a_tiny_model_of_sequences_learns_patterns_by_heart(make_model, family, 
 @pytest.mark.parametrize("objective", ["values", "generative"])
 def test_a_tiny_model_of_cells_learns_them_by_heart(scgpt, adata, objective, tmp_path):
     history = pretrain(
-        scgpt, adata, tmp_path, recipe(objective=objective, steps=150, learning_rate=1e-2), log_every=30
+        scgpt, adata, tmp_path, recipe(objective=objective, steps=90, learning_rate=1e-2), log_every=30
     )
     assert history.loss[-1] < 0.6 * history.loss[0]  # what is hidden is not always told by the rest
     again = rz.load(tmp_path, device="cpu", dtype="float32")
