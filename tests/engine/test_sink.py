@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ribozyme.engine.manifest import differences, read_manifest, sealed, unsealed
 from ribozyme.engine.parts import Part
-from ribozyme.engine.sink import Sink, differences, parts_folder, read_manifest, sealed, unsealed
+from ribozyme.engine.sink import Sink, parts_folder
 from ribozyme.errors import InputError, OutputError
 from ribozyme.report import Rejected, Report
 

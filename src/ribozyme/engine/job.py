@@ -26,8 +26,9 @@ from anndata.io import write_elem
 from ribozyme.engine.cluster import Cluster, connect
 from ribozyme.engine.inputs import files_of, holds_cells, is_url, marks, prepare
 from ribozyme.engine.load import load
+from ribozyme.engine.manifest import Job
 from ribozyme.engine.parts import Budget, Part, Prepared, check_on_error, prefetch
-from ribozyme.engine.sink import Job, Sink, is_begun, parts_folder
+from ribozyme.engine.sink import Sink, is_begun, parts_folder
 from ribozyme.errors import ConfigError, OutputError
 from ribozyme.files import AtomicFile, digest
 from ribozyme.io.cells import read_cells

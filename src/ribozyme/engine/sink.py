@@ -16,20 +16,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from glob import escape
 from pathlib import Path
 from time import monotonic
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from ribozyme.engine.manifest import Job, Shard, differences, read_manifest, sealed
 from ribozyme.engine.parts import Part
 from ribozyme.errors import OutputError, RibozymeError
 from ribozyme.files import AtomicFile, sync_folder
@@ -37,29 +38,10 @@ from ribozyme.io.tables import open_writer, read_parquet
 from ribozyme.report import Rejected, Report
 
 Array = npt.NDArray[np.float32]
-Job = Mapping[str, Any]
 SHARD_BYTES, SHARD_SECONDS = 64 * 2**20, 30.0
 """A shard is written when so much is held, or when the first of it is so old."""
 
 log = logging.getLogger("ribozyme")
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A line of the manifest: results of the inputs `start` to `end`; without rows there is no file."""
-
-    start: int
-    end: int
-    rows: int
-    sha256: str
-    rejected: tuple[Rejected, ...]
-    counts: dict[str, int]
-    where: dict[str, list[str]]
-
-    @property
-    def file(self) -> str:
-        """Its file's name in the folder of parts."""
-        return f"{self.start:012d}.parquet"
 
 
 def parts_folder(output: Path) -> Path:
@@ -307,68 +289,6 @@ class Sink:
                 sync_folder(self.output.parent)
 
 
-# ------------------------------------------------------------------------------------------- the manifest
-
-
-def sealed(record: Mapping[str, Any]) -> str:
-    """A record as a line of JSON that holds the sha256 of the rest of it."""
-    text = json.dumps(record, sort_keys=True)
-    return json.dumps({**record, "sha256_of_line": _of_text(text)}, sort_keys=True) + "\n"
-
-
-def unsealed(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None where any bit of it changed."""
-    try:
-        record = json.loads(line)
-        del record["sha256_of_line"]
-        return record if sealed(record).encode() == line + b"\n" else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def read_manifest(path: Path) -> tuple[dict[str, Any], dict[int, Shard]]:
-    """The job, and its shards by their first input, without what was torn or damaged, which is said.
-
-    Raises
-    ------
-    OutputError : the line of the job was damaged.
-    """
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
-        log.warning("%s: its last line is torn; what it names is computed again", path)
-    first, *others = [unsealed(line) for line in lines] or [None]
-    if first is None or "job" not in first:
-        raise OutputError(
-            f"{path}: damaged, so that it is not known which job these parts are of",
-            hint=f"delete {path.parent} to begin anew; the shards in it are plain Parquet",
-        )
-    shards: dict[int, Shard] = {}
-    for number, record in enumerate(others, start=2):
-        if record is None:
-            log.warning("%s: line %d is damaged; what it names is computed again", path, number)
-            continue
-        rejected = tuple(Rejected(*one) for one in record.pop("rejected"))
-        shards[record["start"]] = Shard(**record, rejected=rejected)  # a later line is of a newer shard
-    return first["job"], shards
-
-
-def differences(old: Job, new: Job, where: str = "") -> list[str]:
-    """What is not the same in two jobs, in words."""
-    told: list[str] = []
-    for key in dict.fromkeys([*old, *new]):
-        name, was, now = f"{where}{key}", old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            told += differences(was, now, f"{name} ")
-        elif was != now:
-            told.append(f"{name} was {_short(was)} and is {_short(now)}")
-    return told
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}..." if len(text) == 64 else text
-
-
 # --------------------------------------------------------------------------------------------- the folder
 
 
@@ -402,7 +322,3 @@ def _remove_shards(folder: Path, keep: set[str]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
