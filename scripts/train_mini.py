@@ -23,8 +23,8 @@ from ribozyme.engine.cells import CellModel
 from ribozyme.engine.device import choose_device
 from ribozyme.engine.family import formats_of
 from ribozyme.engine.sequences import SequenceModel
-from ribozyme.train.loop import first_process, process_device
 from ribozyme.train.pretrain import Recipe, pretrain
+from ribozyme.train.processes import first_process, process_device
 from ribozyme.train.run import State
 
 ROOT = Path(__file__).parents[1]

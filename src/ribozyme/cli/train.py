@@ -73,9 +73,9 @@ def pretrain(
 
     Several processes: torchrun --nproc-per-node 2 -m ribozyme.cli pretrain ..., or accelerate launch.
     """
-    from ribozyme.train.loop import end_processes, first_process
     from ribozyme.train.pretrain import Recipe
     from ribozyme.train.pretrain import pretrain as train
+    from ribozyme.train.processes import end_processes, first_process
     from ribozyme.train.run import CHECKPOINT
 
     if resume and not (output / CHECKPOINT).is_file():

@@ -33,8 +33,9 @@ from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
-from ribozyme.train.loop import Batch, Loop, first_process, process_device
+from ribozyme.train.loop import Batch, Loop
 from ribozyme.train.lora import add_lora, merge_lora
+from ribozyme.train.processes import first_process, process_device
 from ribozyme.train.run import History, Run
 from ribozyme.train.schedule import Schedule, parameter_groups
 

@@ -10,24 +10,19 @@ on from its last checkpoint to the very weights it would have come to.
 
 import contextlib
 import math
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ribozyme.engine.device import fast_bfloat16
 from ribozyme.errors import ConfigError
 from ribozyme.packing import Packed, plan
 from ribozyme.train.feed import Feed, Keys, Place, ahead, deal
+from ribozyme.train.processes import Workers, bar, interrupts, own_dropout, stopped
 from ribozyme.train.run import History, Run, State, Tensors, learnt
 from ribozyme.train.schedule import Schedule
 
@@ -136,13 +131,14 @@ class Loop:
         work = Training(self, network, objective, optimizer, run)
         state, total = work.state, self.schedule.steps
         with (
-            _interrupts(run is not None) as asked,
-            _dropout(work.device),
-            _bar(total, state, work.workers, stays=run is not None) as show,
+            interrupts(run is not None) as asked,
+            own_dropout(work.device),
+            bar(total, state, work.workers, stays=run is not None) as show,
             contextlib.closing(ahead(self._shares(feed, objective, state.place, work.workers))) as shares,
         ):
             if self.validate_first and len(held) and not state.step:
                 work.validate(held)
+                work.tell()
             while state.step < total and not self._enough(state.history):
                 stop = work.step(next(shares), asked)
                 show(state)
@@ -157,13 +153,11 @@ class Loop:
                     work.save(finished=last or stop)
                 if stop and not last:
                     work.leave()
-                    raise _stopped(asked)
+                    raise stopped(asked)
         work.finish()
         return state.history
 
-    def _shares(
-        self, feed: Feed, objective: Objective, place: Place, workers: "Workers"
-    ) -> Iterator["Share"]:
+    def _shares(self, feed: Feed, objective: Objective, place: Place, workers: Workers) -> Iterator["Share"]:
         """The steps from `place` on: of each the micro-batches of this process."""
         for step in feed.steps(objective.length, place):
             groups = plan(step.lengths, self.batch_tokens)
@@ -274,10 +268,14 @@ class Training:
         history.rate.append(self.optimizer.param_groups[0]["lr"])
         history.norm.append(self.norm)
         state.since = (0.0, 0.0)
-        if self.run is not None:
-            self.run.log(history)
+        self.tell()
         if watch is not None:
             watch(state)
+
+    def tell(self) -> None:
+        """The last line of the history in the log, of a training in a folder."""
+        if self.run is not None:
+            self.run.log(self.state.history)
 
     def save(self, *, finished: bool) -> None:
         """The checkpoint, of a training in a folder."""
@@ -320,7 +318,7 @@ def evaluate(
     objective: Objective,
     examples: Sequence[Any],
     batch_tokens: int,
-    workers: "Workers | None" = None,
+    workers: Workers | None = None,
     seed: int = 0,
 ) -> float:
     """The loss of all `examples` as one step; the masks are a function of `seed`."""
@@ -376,139 +374,9 @@ class Best:
         network.load_state_dict(self.tensors, strict=False)
 
 
-class Workers:
-    """The processes of a training (Accelerate), and what they do together."""
-
-    def __init__(self, device: torch.device, precision: str = "float32") -> None:
-        from accelerate import PartialState
-
-        self.state = PartialState(cpu=device.type == "cpu")
-        self.device = device
-        self.rank, self.count = self.state.process_index, self.state.num_processes
-        self.main = self.state.is_main_process
-        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        fast = asked == "bf16" or (asked == "no" and fast_bfloat16(device))
-        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and fast)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Products in bfloat16, or nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def total(self, mine: Any) -> Any:
-        """A tensor, or each number of a dictionary, summed over the processes."""
-        if self.count == 1:
-            return mine
-        if isinstance(mine, dict):
-            numbers = self.total(torch.tensor(list(mine.values()), dtype=torch.float64, device=self.device))
-            return dict(zip(mine, numbers.tolist()))
-        from accelerate.utils import reduce
-
-        return reduce(mine.clone(), "sum")
-
-    def total_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Gradients summed over the processes; a parameter that none of them used keeps none."""
-        if self.count == 1:
-            return
-        used = torch.tensor([p.grad is not None for p in parameters], device=self.device).float()
-        reached = [p for p, any_used in zip(parameters, self.total(used).tolist()) if any_used]
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in reached]
-        flat = self.total(torch.cat([part.flatten() for part in parts]))
-        for parameter, part in zip(reached, flat.split([p.numel() for p in reached])):
-            parameter.grad = part.view_as(parameter)
-
-    def wait(self) -> None:
-        """For all processes to come here."""
-        self.state.wait_for_everyone()
-
-    def share(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give every process the parameters of the first."""
-        if self.count > 1:
-            from accelerate.utils import broadcast
-
-            for parameter in parameters:
-                parameter.data.copy_(broadcast(parameter.data.clone()))
-
-
-def first_process() -> bool:
-    """Whether this process is the one of several that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def end_processes() -> None:
-    """Leave the group of processes, if there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def process_device(name: str) -> str:
-    """The device of this process: of several, each has the GPU of its number."""
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if name == "auto" and rank is not None and torch.cuda.is_available() else name
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _hash(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-@contextlib.contextmanager
-def _dropout(device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generators: they are seeded at each micro-batch, and given back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-
-
-@contextlib.contextmanager
-def _interrupts(wanted: bool) -> Iterator[list[int]]:
-    """Signals that ask to stop, as they come: the step is finished then; a second one is not waited for."""
-    asked: list[int] = []
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise _stopped([number])
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stopped(asked: Sequence[int]) -> BaseException:
-    """What a signal does to a program; SIGTERM (128 + 15) if another process was asked."""
-    return KeyboardInterrupt() if signal.SIGINT in asked else SystemExit(128 + signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _bar(total: int, begun: State, workers: Workers, *, stays: bool) -> Iterator[Callable[[State], None]]:
-    """A progress bar on stderr where that is a terminal; it `stays` there, or goes when it is full."""
-    if not (workers.main and sys.stderr.isatty()):
-        yield lambda state: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    tokens, seconds = begun.tokens, begun.seconds
-    with Progress(*columns, console=Console(stderr=True), transient=not stays) as progress:
-        task = progress.add_task("step", total=total, completed=begun.step, loss=math.nan, speed=0.0)
-
-        def show(state: State) -> None:
-            speed = (state.tokens - tokens) / max(1e-9, state.seconds - seconds)
-            progress.update(task, completed=state.step, loss=state.loss, speed=speed)
-
-        yield show

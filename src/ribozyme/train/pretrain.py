@@ -21,7 +21,7 @@ from ribozyme.errors import ConfigError, InputError
 from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.train.corpus import CellCorpus, Coding, SequenceCorpus, held_examples
 from ribozyme.train.feed import BUFFER, Feed, InMemory
-from ribozyme.train.loop import Loop, Objective, evaluate, first_process, process_device
+from ribozyme.train.loop import Loop, Objective, evaluate
 from ribozyme.train.objectives import (
     Example,
     Generative,
@@ -31,6 +31,7 @@ from ribozyme.train.objectives import (
     MaskedValues,
     NextLetter,
 )
+from ribozyme.train.processes import first_process, process_device
 from ribozyme.train.run import History, Run, State
 from ribozyme.train.schedule import Schedule, parameter_groups
 
