@@ -56,7 +56,7 @@ def letters_summary(
 ) -> dict[str, Score]:
     """`summary` of labels of letters: one list an input, of which the letters without a label are left out.
 
-    Intervals are by resampling inputs, because letters of one input are not independent.
+    Intervals are by resampling inputs, or `groups` of them: letters of one input are not independent.
     """
     if len(y_true) != len(y_pred):
         raise InputError(f"labels of {len(y_true):,} inputs and predictions of {len(y_pred):,}")
@@ -68,7 +68,9 @@ def letters_summary(
         true += [labels[k] for k in known]
         pred += [predicted[k] for k in known]
         owner += [place] * len(known)
-    settings: Resampling = {"groups": owner, **how}
+    given = how.get("groups")
+    groups = np.array(owner) if given is None else np.asarray(given)[owner]
+    settings: Resampling = {**how, "groups": groups}
     return summary(task, np.array(true), np.array(pred), **settings)
 
 
