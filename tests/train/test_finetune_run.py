@@ -1,6 +1,10 @@
 """Fine-tuning in a folder: from any interruption to the same weights, and what the folder tells."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,3 +127,36 @@ def test_in_bfloat16_about_the_same_is_learnt(rnafm, sequences, task):
         losses.append(one.fit(sequences, labels, layers=None, epochs=2, precision=precision).loss)
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+SCRIPT = """
+import sys, numpy as np, torch
+from ribozyme.train.finetune import FineTuned
+torch.set_num_threads(1)
+drawn = np.random.default_rng(0)
+sequences = ["".join(drawn.choice(list("ACGU"), drawn.integers(5, 40))) for _ in range(30)]
+numbers = drawn.normal(5.0, 2.0, 30)
+tuned = FineTuned("rnafm-mini", task="regression", head="mlp", dropout=0.2, device="cpu")
+tuned.fit(sequences[:22], numbers[:22], layers=1, epochs=3, batch_size=6, batch_tokens=60,
+          validation=(sequences[22:], numbers[22:]), folder=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "two")],
+            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "one")], check=True)
+    one, two = (json.loads((tmp_path / name / "curve.json").read_text()) for name in ("one", "two"))
+    for column in ("loss", "validation_loss", "norm"):
+        np.testing.assert_allclose(one[column], two[column], rtol=1e-4, atol=1e-5)

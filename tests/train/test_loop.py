@@ -190,7 +190,9 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path, uninterrupted):
     assert killed_process(tmp_path, 5, signal.SIGKILL).returncode == -signal.SIGKILL
     state = json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])
     assert state["step"] == 4
+    (tmp_path / ".checkpoint.safetensors.x1.tmp").write_bytes(b"half of it")  # killed while it was written
     network, history = go(tmp_path)
+    assert not list(tmp_path.glob(".*"))
     assert same(network, uninterrupted[0])
     assert history == uninterrupted[1]
 

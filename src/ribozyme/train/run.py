@@ -236,6 +236,8 @@ class Run:
         """The log again as of the checkpoint: lines that were written after it come again."""
         if not self.writes:
             return
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()  # of a file that was being written when the process was killed
         with (
             AtomicFile(self.folder / LOG) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
