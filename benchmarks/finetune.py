@@ -6,8 +6,9 @@
 Every labelled table of RIBOZYME_DATA with its own split: trained on `train`, the best epoch chosen on `val`
 (or a tenth of `train`, whole groups), scored once on `test`. Each mode of training is run with several seeds,
 which draw the head, the order and the weights of untrained networks; the interval is of the first seed, by
-bootstrap over (groups of) test examples. Beside them the simple baselines, tuned on the training part, and the
-figures that others report. Where test rows have near copies among training rows, clean rows are scored too.
+bootstrap over (groups of) test examples. Beside them the simple baselines, tuned on the training part, and
+the figures that others report. Where test rows have near copies among training rows, clean rows are scored
+too.
 """
 
 import json
