@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import ribozyme as rz
 from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.models.helix.config import Config
 from ribozyme.models.helix.model import HelixMRNA
@@ -20,7 +21,7 @@ from ribozyme.models.rnafm.model import RNAFM
 from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.loop import Loop, Training, evaluate
 from ribozyme.train.objectives import Example, Letters, MaskedLetters, NextLetter
-from ribozyme.train.run import Run
+from ribozyme.train.run import History, Run
 from ribozyme.train.schedule import Schedule, parameter_groups
 
 DRAWN = np.random.default_rng(0)
@@ -406,6 +407,18 @@ def test_tensorboard_gets_the_lines_of_the_log_where_it_is_installed(tmp_path, m
     _, history = go(tmp_path)
     assert [value for name, value, _ in told if name == "loss"] == history.loss
     assert [step for name, _, step in told if name == "validation_loss"] == history.validation_steps
+
+
+def test_a_history_is_a_table_that_can_be_drawn():
+    history = History(
+        [3, 6], [1, 1], [10, 20], [0.1, 0.2], [2.0, 1.0], [0.1, 0.1], [1.0, 1.0], [0, 6], [3.0, 1.5]
+    )
+    table = history.to_frame()
+    assert table["step"].tolist() == [0, 3, 6]
+    assert table["loss"].tolist()[1:] == [2.0, 1.0]
+    assert table["validation_loss"].dropna().tolist() == [3.0, 1.5]
+    assert len(rz.pl.training_curve(table, keys=["loss", "validation_loss"]).axes[0].lines) >= 2
+    assert (history.best_step, history.best_epoch) == (6, 2)
 
 
 def test_another_run_in_the_folder_is_an_error(tmp_path):

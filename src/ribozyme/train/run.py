@@ -88,6 +88,12 @@ class History:
             for step in sorted(trained.keys() | held.keys())
         ]
 
+    def to_frame(self) -> Any:
+        """The same as a DataFrame, which `rz.pl.training_curve` draws."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows(), columns=list(COLUMNS), dtype=float)
+
 
 @dataclass(slots=True)
 class State:
