@@ -42,8 +42,9 @@ WARMUP = 0.05
 """Share of the steps with a rising learning rate, before it falls to zero on a cosine."""
 RESAMPLES = 200
 """Of the intervals of `metrics_`, which every fit computes."""
-RATES = {"head": 3e-3, "lora": 1e-3, "layers": 3e-4}
-"""Learning rates by what is trained, where none is given."""
+EPOCHS = {"head": 100, "lora": 20, "layers": 20}
+RATES = {"head": 1e-2, "lora": 1e-3, "layers": 3e-4}
+"""Epochs and learning rates by what is trained, where none are given."""
 PACKAGES = ("ribozyme", "torch", "numpy", "scikit-learn", "safetensors")
 
 Array = npt.NDArray[Any]
@@ -61,8 +62,9 @@ class Estimator(BaseEstimator):
     pooling : of the letters (genes) to what `linear` and `mlp` read, as of `FineTuned`
     hidden : inner width of an `mlp`, channels of a `textcnn`
     dropout : share of numbers that the head drops while training
-    epochs : at most; with a validation part, training stops after `patience` epochs that are no better
-    learning_rate : by default 3e-3 of the head alone, 1e-3 with LoRA, 3e-4 of layers
+    epochs : at most, by default 100 of the head alone, else 20; with a validation part, training stops after
+        `patience` epochs that are no better
+    learning_rate : by default 1e-2 of the head alone, 1e-3 with LoRA, 3e-4 of layers
     weight_decay : of matrices
     batch_size : inputs of a step
     batch_tokens : tokens at once; bounds the memory, not the result
@@ -92,13 +94,13 @@ class Estimator(BaseEstimator):
         pooling: str | None = None,
         hidden: int | None = None,
         dropout: float = 0.0,
-        epochs: int = 20,
+        epochs: int | None = None,
         learning_rate: float | None = None,
         weight_decay: float = 0.01,
         batch_size: int = 16,
         batch_tokens: int | None = None,
         validation: float = 0.1,
-        patience: int | None = 5,
+        patience: int | None = 10,
         overlong: Overlong = "error",
         seed: int = 0,
         device: str = "auto",
@@ -159,14 +161,15 @@ class Estimator(BaseEstimator):
             validation = (self._inputs(tuned, X_held), y_held)
         elif len(held):
             validation = (inputs.chosen(held.tolist()), take(y, held))
+        epochs = EPOCHS[self._trained()] if self.epochs is None else self.epochs
         self.history_ = tuned.fit(
             inputs.chosen(train.tolist()),
             take(y, train),
             layers=self.layers,
-            epochs=self.epochs,
+            epochs=epochs,
             learning_rate=self._rate(),
             weight_decay=self.weight_decay,
-            warmup=int(WARMUP * self.epochs * -(-len(train) // self.batch_size)),
+            warmup=int(WARMUP * epochs * -(-len(train) // self.batch_size)),
             decay="cosine",
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
@@ -302,9 +305,11 @@ class Estimator(BaseEstimator):
         )
 
     def _rate(self) -> float:
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return RATES["lora" if self.lora_rank else "head" if self.layers == 0 else "layers"]
+        return RATES[self._trained()] if self.learning_rate is None else self.learning_rate
+
+    def _trained(self) -> str:
+        """What is trained beside the head."""
+        return "lora" if self.lora_rank else "head" if self.layers == 0 else "layers"
 
     def _inputs(self, tuned: FineTuned, X: Any) -> Inputs:
         return read_inputs(tuned.model, X, overlong=self.overlong)
@@ -343,13 +348,13 @@ class Classifier(ClassifierMixin, Estimator):
         hidden: int | None = None,
         dropout: float = 0.0,
         class_weight: Any = None,
-        epochs: int = 20,
+        epochs: int | None = None,
         learning_rate: float | None = None,
         weight_decay: float = 0.01,
         batch_size: int = 16,
         batch_tokens: int | None = None,
         validation: float = 0.1,
-        patience: int | None = 5,
+        patience: int | None = 10,
         overlong: Overlong = "error",
         seed: int = 0,
         device: str = "auto",
