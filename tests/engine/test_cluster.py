@@ -324,7 +324,7 @@ def wait_for_shards(process, output):
 @pytest.fixture
 def long_fasta(tmp_path):
     path = tmp_path / "long.fa"
-    path.write_text("".join(f">s{k}\n{'ACGU'[k % 4] * (3 + 7 * k % 40)}GAC\n" for k in range(3000)))
+    path.write_text("".join(f">s{k}\n{'ACGU'[k % 4] * (3 + 7 * k % 40)}GAC\n" for k in range(1500)))
     return path
 
 
@@ -344,7 +344,7 @@ def test_the_command_leaves_nothing_behind(fasta, tmp_path, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_job_whose_driver_is_stopped_goes_on(long_fasta, tmp_path, number):
+def test_a_job_whose_driver_is_stopped_goes_on(long_fasta, tmp_path, monkeypatch, number):
     pytest.importorskip("ray", reason="the extra ray is not installed: pip install 'ribozyme[ray]'")
     output = tmp_path / "out.parquet"
     process = start(long_fasta, output, "--engine", "ray", "--workers", "2")
@@ -360,11 +360,12 @@ def test_a_job_whose_driver_is_stopped_goes_on(long_fasta, tmp_path, number):
     if number != signal.SIGKILL:
         assert "results are kept" in said
         assert "Traceback" not in said
-    assert not psutil.wait_procs(family, timeout=60)[1]  # none of the cluster stays
+    assert not psutil.wait_procs(family, timeout=180)[1]  # Ray's own agents notice a SIGKILL after a minute
     assert not output.exists()
     kept = len(list(parts_folder(output).glob("*.parquet")))
     assert kept >= 3
-    assert embed_file("rnafm-mini", long_fasta, output, **HOW) == Outcome(rows=3000)
+    monkeypatch.setattr("ribozyme.engine.sink.SHARD_SECONDS", 30)
+    assert embed_file("rnafm-mini", long_fasta, output, **HOW) == Outcome(rows=1500)
     embed_file("rnafm-mini", long_fasta, tmp_path / "whole.parquet", **HOW)
     assert same(tmp_path / "whole.parquet", output)
 

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections import deque
@@ -213,12 +214,15 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
     local = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder)}
     with _quiet():
         try:
+            _knock(address)
             ray.init(
                 **({"address": address} if address else local),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
         except Exception as error:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
             where = f"no Ray cluster answers at {address!r}" if address else "Ray cannot start here"
             raise DeviceError(f"{where} ({_first_line(error)})", hint="see `ray status`") from error
     try:
@@ -256,6 +260,13 @@ def _result(reference: Any, prepared: Prepared | None = None) -> Any:
             f"a worker was lost again and again {at} ({_first_line(error)})",
             hint="did its memory suffice? fewer workers, or smaller batch_tokens, need less",
         ) from None
+
+
+def _knock(address: str | None) -> None:
+    """Raise an error where nothing listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE / 4).close()
 
 
 def _first_line(error: BaseException) -> str:
