@@ -33,6 +33,12 @@ def test_letters_without_a_label_do_not_count_and_inputs_are_resampled():
     assert rows["mse"].n == 1
 
 
+def test_groups_of_inputs_are_resampled_together():
+    y, p = [[1.0], [1.0, 1.0], [2.0]], [[1.0], [1.0, 1.0], [4.0]]
+    found = m.letters_summary("regression", y, p, groups=["a", "a", "b"])["mse"]
+    assert (found.low, found.value, found.high) == (0, 1, 4)
+
+
 def test_labels_and_predictions_of_letters_must_fit():
     with pytest.raises(InputError, match="input 0 has 3 labels and 2 predictions"):
         m.letters_summary("classification", ["(.)"], ["(."])
