@@ -21,7 +21,6 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from anndata.io import write_elem
 
 from ribozyme.engine.cluster import Cluster, connect
 from ribozyme.engine.inputs import files_of, holds_cells, is_url, marks, prepare
@@ -316,6 +315,8 @@ def _write_table(output: Path, sink: Sink) -> None:
 
 def _write_h5ad(model: Any, source: str, output: Path, key: str, how: Any, sink: Sink) -> None:
     """The input with the embeddings in `obsm[key]`, and how they were made in `uns[key]`."""
+    from anndata.io import write_elem  # a second to import, for cells alone
+
     vectors = _rows_of_all(sink, model.config.dim)
     params = {"params": model.describe(source, how, vectors)}
     with AtomicFile(output) as temporary:
@@ -340,6 +341,8 @@ def _reserve(path: Path, more: int) -> None:
 
 def _h5ad_image(cells: Any) -> bytes:
     """The content of an .h5ad; made in memory for the same reason."""
+    from anndata.io import write_elem
+
     with h5py.File("cells", "w", driver="core", backing_store=False) as file:
         write_elem(file, "/", cells, dataset_kwargs={"compression": "gzip"})
         file.flush()
