@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ribozyme.engine.load import load
 from ribozyme.errors import ConfigError, InputError, InputWarning
 
 RNAS = ["GGGAAACCC", "AUGC", "A", "ACGUACGUACGUACGUA", "AUGC"]
@@ -156,3 +157,26 @@ def test_bfloat16_stays_close_and_ignores_its_company(model, tmp_path):
 
 def cosine(a, b):
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def test_200_000_letters_are_an_error_windows_or_the_first_of_them(rnafm):
+    sequence = "".join(np.random.default_rng(0).choice(list("ACGU"), 200_000))
+    with pytest.raises(InputError, match=r"'long' has 200,000 letters; the model reads at most"):
+        rnafm.embed([("long", sequence)])
+    with pytest.warns(InputWarning, match="cut off at the 3' end"):
+        first = rnafm.embed([sequence], overlong="truncate", pooling="none")[0]
+    rows = rnafm.embed([sequence], overlong="window", pooling="none")[0]
+    assert rows.shape == (200_000, rnafm.config.dim)
+    assert np.isfinite(rows).all()
+    np.testing.assert_allclose(rows[0], first[0], atol=1e-5)
+
+
+@pytest.mark.slow  # attention in one of its layers takes minutes
+def test_the_hybrid_reads_200_000_letters_at_once():
+    model = load("helix-mrna-mini", device="cpu")
+    sequence = "".join(np.random.default_rng(0).choice(list("ACGU"), 200_000))
+    rows = model.embed([sequence], pooling="none")[0]
+    assert rows.shape == (200_000, model.config.dim)
+    assert np.isfinite(rows).all()
+    start = model.embed([sequence[:3_000]], pooling="none")[0]
+    np.testing.assert_allclose(rows[:3_000], start, atol=1e-4)
