@@ -1,14 +1,11 @@
 """The commands, as a user types them: results in files or on stdout, all talk on stderr, one clear error."""
 
-import warnings
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import ribozyme as rz
-from ribozyme.cli import main
 
 FASTA = ">one first\nGGGAAACCC\n>two\r\nacguacgu\r\n>one\nA"
 
@@ -23,22 +20,6 @@ def fasta(tmp_path):
     path = tmp_path / "in.fa"
     path.write_text(FASTA)
     return str(path)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit status, stdout, stderr."""
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["ribozyme", *map(str, words)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            with pytest.raises(SystemExit) as stopped:
-                main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    return call
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".csv", ".json"])

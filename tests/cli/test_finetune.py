@@ -1,7 +1,6 @@
 """`ribozyme finetune | predict | evaluate`, as a user types them."""
 
 import json
-import warnings
 
 import anndata as ad
 import numpy as np
@@ -9,28 +8,11 @@ import pandas as pd
 import pytest
 
 import ribozyme as rz
-from ribozyme.cli import main
 
 
 @pytest.fixture(scope="module")
 def rna(fixtures):
     return str(fixtures / "rnafm" / "rna.pth")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit status, stdout, stderr."""
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["ribozyme", *map(str, words)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            with pytest.raises(SystemExit) as stopped:
-                main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 import ribozyme.metrics as metrics
-from ribozyme.checkpoint import read_json
 from ribozyme.engine.embed import Overlong
 from ribozyme.errors import CheckpointError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.io.sequences import read_sequences
 from ribozyme.metrics import Score
-from ribozyme.train.finetune import FineTuned
+from ribozyme.train.finetune import FineTuned, read_saved
 from ribozyme.train.inputs import Inputs, read_inputs
 from ribozyme.train.labels import Labels, Level, Task
 from ribozyme.train.splits import Rows, split
@@ -503,13 +502,7 @@ def _as_labels(y: Any, labels: Labels) -> Any:
 
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: there is no {SETTINGS}", hint="is it a folder that save wrote?")
-    about = read_json(path)
-    if about.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {about.get('format')!r} is not understood", hint="update ribozyme"
-        )
+    about = read_saved(path, FORMAT)
     parts = {"params": dict, "metrics": dict, "held_back": list}
     wrong = [name for name, kind in parts.items() if not isinstance(about.get(name), kind)]
     if wrong or about.get("estimator") not in KINDS:

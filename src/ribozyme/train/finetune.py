@@ -535,15 +535,28 @@ def _whole(data: Inputs) -> Inputs:
     return data
 
 
-def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:
-    path = folder / SETTINGS
+def read_saved(path: Path, form: int) -> dict[str, Any]:
+    """What `save` wrote beside the weights, if it is of the format that is known here.
+
+    Raises
+    ------
+    CheckpointError : there is no such file, or it is damaged or of another format.
+    """
     if not path.is_file():
-        raise CheckpointError(f"{folder}: there is no {SETTINGS}", hint="is it a folder that save wrote?")
+        raise CheckpointError(
+            f"{path.parent}: there is no {path.name}", hint="is it a folder that save wrote?"
+        )
     settings = read_json(path)
-    if settings.get("format") != FORMAT:
+    if settings.get("format") != form:
         raise CheckpointError(
             f"{path}: format {settings.get('format')!r} is not understood", hint="update ribozyme"
         )
+    return settings
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:
+    path = folder / SETTINGS
+    settings = read_saved(path, FORMAT)
     try:
         kept: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings["labels"].items()
