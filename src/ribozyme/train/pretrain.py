@@ -20,7 +20,7 @@ from ribozyme.engine.load import load
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.train.corpus import CellCorpus, Coding, SequenceCorpus, held_examples
-from ribozyme.train.feed import BUFFER, Feed, InMemory
+from ribozyme.train.feed import BUFFER, Corpus, Feed, InMemory
 from ribozyme.train.loop import Loop, Objective, evaluate
 from ribozyme.train.objectives import (
     Example,
@@ -131,9 +131,10 @@ def pretrain(
         loaded = loaded.untrained(recipe.seed)
     set_matmul_dtype(loaded.module, torch.float32)
     formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
-    objective = _objective(loaded, recipe)
-    source = _corpus(loaded, corpus, recipe, sequence_column, gene_column)
-    held = _held(loaded, source, validation, recipe, sequence_column, gene_column)
+    objective = objective_of(loaded, recipe)
+    source, held = parts(
+        loaded, corpus, recipe, validation, sequence_column=sequence_column, gene_column=gene_column
+    )
     warmup = round(0.02 * recipe.steps) if recipe.warmup is None else recipe.warmup
     loop = Loop(
         schedule=Schedule(steps=recipe.steps, kind=recipe.schedule, warmup=warmup, decay=recipe.decay),
@@ -170,17 +171,40 @@ def pretrain(
     return loop.train(loaded.module, objective, feed, optimizer, held=held, run=run, watch=watch)
 
 
+def parts(
+    model: Any,
+    corpus: Any,
+    recipe: Recipe,
+    validation: Any = None,
+    *,
+    sequence_column: str | None = None,
+    gene_column: str | None = None,
+    most: int = MOST_HELD,
+) -> tuple[Corpus, list[Example]]:
+    """What `pretrain` with the same arguments trains on, and the first `most` examples that it holds out."""
+    source = _corpus(model, corpus, recipe, sequence_column, gene_column)
+    if validation is not None:
+        other = _corpus(model, validation, recipe, sequence_column, gene_column)
+        if isinstance(other, InMemory):
+            return source, list(other.examples)
+        return source, held_examples(replace(other, held=1.0), most)
+    if isinstance(source, InMemory) or not recipe.held:
+        return source, []
+    return source, held_examples(source, most)
+
+
 def held_out_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
     """The loss of a model on examples, as the validation of `pretrain` gives it."""
     budget = default_batch_tokens(model.device)
-    return evaluate(model.module, _objective(model, recipe), examples, budget, seed=recipe.seed)
+    return evaluate(model.module, objective_of(model, recipe), examples, budget, seed=recipe.seed)
 
 
 def _is_name(model: Any) -> bool:
     return isinstance(model, str | Path)
 
 
-def _objective(model: Any, recipe: Recipe) -> Objective:
+def objective_of(model: Any, recipe: Recipe) -> Objective:
+    """What `pretrain` with this recipe trains the model for."""
     cells = model.reads == "cells"
     default = "values" if cells else "next" if model.config.causal else "masked"
     name = recipe.objective or default
@@ -233,7 +257,7 @@ def _of_cells(model: Any, recipe: Recipe, name: str) -> Objective:
 
 def _corpus(
     model: Any, source: Any, recipe: Recipe, sequence_column: str | None, gene_column: str | None
-) -> Any:
+) -> SequenceCorpus | CellCorpus | InMemory:
     """Whatever the user gave as a corpus; one of ours, or a list of examples, as it is."""
     if isinstance(source, SequenceCorpus | CellCorpus | InMemory):
         return source
@@ -258,24 +282,6 @@ def _corpus(
         coding=recipe.coding,
         held=recipe.held,
     )
-
-
-def _held(
-    model: Any,
-    source: Any,
-    validation: Any,
-    recipe: Recipe,
-    sequence_column: str | None,
-    gene_column: str | None,
-) -> list[Example]:
-    if validation is not None:
-        other = _corpus(model, validation, recipe, sequence_column, gene_column)
-        if isinstance(other, InMemory):
-            return list(other.examples)
-        return held_examples(replace(other, held=1.0), MOST_HELD)
-    if isinstance(source, InMemory) or not recipe.held:
-        return []
-    return held_examples(source, MOST_HELD)
 
 
 def _described(source: Any) -> Any:
