@@ -18,7 +18,6 @@ import pytest
 
 import ribozyme as rz
 from ribozyme.cli import main
-from ribozyme.engine import job
 from ribozyme.engine.job import Outcome, embed_file, stopped_by_signals
 from ribozyme.engine.sink import Sink, parts_folder
 from ribozyme.errors import ConfigError, InputError, InputWarning, OutputError
@@ -186,7 +185,7 @@ def test_changed_input_model_settings_or_version_are_refused_by_name(rnafm, fast
     refused("settings batch_tokens was 20 and is 30", batch_tokens=30)
     refused("model weights was .* and is", model=rnafm.untrained(seed=5))
     with monkeypatch.context() as patch:
-        patch.setattr(job, "version", lambda name: "9.9")
+        patch.setattr("ribozyme.engine.identity.version", lambda name: "9.9")
         refused("ribozyme was .* and is 9.9")
     records = [*SEQUENCES[:-1], ("s29", "AAAA")]
     write_fasta(fasta, records)

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import tracemalloc
+from dataclasses import replace
+from sys import getsizeof
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from ribozyme.engine.manifest import differences, read_manifest, sealed, unsealed
 from ribozyme.engine.parts import Part
+from ribozyme.engine.shards import Collected
 from ribozyme.engine.sink import Sink, parts_folder
 from ribozyme.errors import InputError, OutputError
 from ribozyme.report import Rejected, Report
@@ -28,7 +32,7 @@ def part(start, end, rejected=(), ragged=False):
 
 
 def contents(sink):
-    return [(name, row.tolist()) for _, names, rows, _ in sink.read() for name, row in zip(names, rows)]
+    return [(name, row.tolist()) for _, (names, rows, _) in sink.read() for name, row in zip(names, rows)]
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_ragged_rows_come_back_with_their_lengths(output):
     with Sink(output, JOB, ragged=True) as sink:
         sink.write(part(0, 4, ragged=True))
     with Sink(output, JOB, ragged=True) as sink:
-        [(_, names, rows, lengths)] = sink.read()
+        [(_, (names, rows, lengths))] = sink.read()
     assert names == ["n0", "n1", "n2", "n3"]
     assert lengths == [1, 2, 3, 1]
     assert rows[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3]
@@ -98,12 +102,26 @@ def test_the_second_ctrl_c_loses_none_and_says_so(output, caplog):
 
 
 def test_many_results_are_written_before_their_time(output, monkeypatch):
-    monkeypatch.setattr("ribozyme.engine.sink.SHARD_BYTES", 64)
+    monkeypatch.setattr("ribozyme.engine.sink.SHARD_BYTES", 8 * (8 + 16 + getsizeof("n0")))
     with Sink(output, JOB, ragged=False) as sink:
-        for k in range(20):
+        for k in range(10):
             sink.write(part(k, k + 1))
         sink.flush(wait=True)
-        assert len(sink.shards) == 3  # 8 rows of 8 bytes each
+        assert [(one.start, one.end) for one in sink.shards.values()] == [(0, 8), (8, 10)]
+
+
+def test_what_is_collected_is_no_larger_than_it_says():
+    parts = [part(k, k + 50, rejected=[k + 7]) for k in range(0, 40_000, 50)]
+    held = Collected(0, ragged=False)
+    tracemalloc.start()
+    for k, one in enumerate(parts):
+        copied = replace(one, names=[f"name {name}" for name in one.names], rows=one.rows.copy())
+        parts[k] = None
+        held.add(copied)
+    del copied
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 * held.bytes < size <= held.bytes
 
 
 def test_a_job_without_results_leaves_nothing(output):

@@ -159,7 +159,7 @@ class CellModel:
                 report.merge(part.report)
         if target is not None:
             target.obsm[key_added] = vectors
-            target.uns[key_added] = {"params": self._params(match, how, vectors)}
+            target.uns[key_added] = {"params": self._params(match, how, int(np.isnan(vectors[:, 0]).sum()))}
         report.finish()
         return vectors
 
@@ -251,10 +251,15 @@ class CellModel:
                 yield self._tokens(source, places, rows, match, reading, report)
         report.finish()
 
-    def describe(self, cells: Any, how: Settings, vectors: Array) -> dict[str, Any]:
-        """How these embeddings of these cells were made, as `embed` writes it into `uns`."""
+    def count(self, cells: Any, how: Settings) -> int:
+        """How many cells there are."""
         with open_cells(cells, modality=how.modality) as source:
-            return self._params(self._match(source, how.gene_column, Report()), how, vectors)
+            return len(source)
+
+    def describe(self, cells: Any, how: Settings, empty: int) -> dict[str, Any]:
+        """How embeddings of these cells were made, as `embed` writes it into `uns`; `empty` have none."""
+        with open_cells(cells, modality=how.modality) as source:
+            return self._params(self._match(source, how.gene_column, Report()), how, empty)
 
     def untrained(self, seed: int = 0) -> "CellModel":
         """The same network with fresh random weights, to see what training gave."""
@@ -416,7 +421,7 @@ class CellModel:
         names = [self.vocabulary.tokens[i] for i in match.genes[seen]]
         return pd.DataFrame(means, index=pd.Index(names, name="gene"))
 
-    def _params(self, match: GeneMatch, how: Settings, vectors: Array) -> dict[str, Any]:
+    def _params(self, match: GeneMatch, how: Settings, empty: int) -> dict[str, Any]:
         return {
             "model": self.record.name if self.record else type(self.module).__name__,
             "pooling": how.pooling,
@@ -428,7 +433,7 @@ class CellModel:
             "gene_column": match.source,
             "genes": {str(kind): count for kind, count in match.counts.items()},
             "genes_summed": match.duplicates,
-            "cells_empty": int(np.isnan(vectors[:, 0]).sum()),
+            "cells_empty": empty,
         }
 
 

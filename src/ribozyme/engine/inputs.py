@@ -16,13 +16,10 @@ from urllib.parse import urlsplit
 
 from ribozyme.engine.parts import Prepared, prefetch
 from ribozyme.errors import InputError, MissingExtraError, RibozymeError
-from ribozyme.io import cells, sequences
-from ribozyme.io.cells import open_cells
-from ribozyme.io.matrices import first_file
-from ribozyme.io.sequences import read_or_reject
+from ribozyme.io.kinds import CELLS, CELLS_ONLY, kind_of_folder
+from ribozyme.io.sequences import SUFFIXES as SEQUENCES
 from ribozyme.io.streams import COMPRESSED
 
-CELL_SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr", ".loom", ".mtx", ".mtx.gz")
 SEVERAL = "*?["
 MARKS = ("size", "ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "mtime", "modified")
 """What file systems tell that changes with the content of a file."""
@@ -46,7 +43,7 @@ def files_of(source: str) -> list[str]:
     if is_url(source):
         return _checked(source, _remote_files(source))
     path = Path(source)
-    if source == "-" or path.is_file() or _is_one(path):
+    if source == "-" or path.is_file() or (path.is_dir() and kind_of_folder(path)):
         return [source]
     if path.is_dir():
         return _checked(source, [str(one) for one in path.iterdir() if not one.name.startswith(".")])
@@ -55,7 +52,7 @@ def files_of(source: str) -> list[str]:
 
 def holds_cells(file: str) -> bool:
     """Does the name of a file say that cells are in it? A folder that is one input has cells."""
-    return file.endswith(CELL_SUFFIXES) or (not is_url(file) and Path(file).is_dir())
+    return file.endswith(CELLS_ONLY) or (not is_url(file) and Path(file).is_dir())
 
 
 def marks(file: str) -> dict[str, str]:
@@ -75,7 +72,7 @@ def prepare(
         for file, path in zip(files, paths):
             with _noted(file), _let_go(file, path):
                 inside = max(0, start - first)
-                if inside and file is not files[-1] and inside >= (count := _count(model, path, how)):
+                if inside and file is not files[-1] and inside >= (count := model.count(path, how)):
                     first += count
                     continue
                 end = inside
@@ -90,7 +87,7 @@ def _checked(source: str, files: list[str]) -> list[str]:
     """Sorted, and all of one kind."""
     if not files:
         raise InputError(f"{source}: there is no such file or folder, or nothing in it")
-    known = (*cells.SUFFIXES, *sequences.SUFFIXES)
+    known = (*CELLS, *SEQUENCES)
     for file in files:
         bare = file
         for packed in COMPRESSED:
@@ -106,12 +103,6 @@ def _checked(source: str, files: list[str]) -> list[str]:
             hint="choose some by a pattern, such as 'folder/*.h5ad'",
         )
     return sorted(files)
-
-
-def _is_one(path: Path) -> bool:
-    """Is a folder one input: a Zarr store, or matrix.mtx with its names?"""
-    zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zattrs", ".zmetadata"))
-    return path.is_dir() and (zarr or first_file(path, "matrix.mtx") is not None)
 
 
 def _remote_files(source: str) -> list[str]:
@@ -165,14 +156,6 @@ def _let_go(file: str, path: str) -> Iterator[None]:
     finally:
         if is_url(file):
             Path(path).unlink()
-
-
-def _count(model: Any, path: str, how: Any) -> int:
-    """Inputs in a file."""
-    if model.reads == "cells":
-        with open_cells(path, modality=how.modality) as source:
-            return len(source)
-    return sum(1 for _ in read_or_reject(path, sequence_column=how.sequence_column))
 
 
 def _moved(part: Prepared, by: int) -> Prepared:

@@ -4,37 +4,26 @@ Reading, computing and writing overlap; results go through a `Sink`, so that a j
 ran out of disk goes on where it was when it is started again.
 """
 
-import hashlib
 import inspect
-import json
 import logging
 import os
-import shutil
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-import torch
-
 from ribozyme.engine.cluster import Cluster, connect
-from ribozyme.engine.inputs import files_of, holds_cells, is_url, marks, prepare
+from ribozyme.engine.identity import job_of
+from ribozyme.engine.inputs import files_of, holds_cells, is_url, prepare
 from ribozyme.engine.load import load
-from ribozyme.engine.manifest import Job
-from ribozyme.engine.parts import Budget, Part, Prepared, check_on_error, prefetch
+from ribozyme.engine.outputs import WRITERS, write_output
+from ribozyme.engine.parts import Part, check_on_error, computed, prefetch
 from ribozyme.engine.sink import Sink, is_begun, parts_folder
 from ribozyme.errors import ConfigError, OutputError
-from ribozyme.files import AtomicFile, digest
-from ribozyme.io.cells import read_cells
-from ribozyme.io.tables import check_output, open_writer
-from ribozyme.report import Rejected
-
-TABLE_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv", ".txt") for packed in ("", ".gz"))
+from ribozyme.io.kinds import TABLES
+from ribozyme.io.tables import check_output
 
 log = logging.getLogger("ribozyme")
 
@@ -118,11 +107,7 @@ def embed_file(
             if stopped is not None:
                 return outcome
             with sink.told():
-                _write_rejected(output, sink.rejected)
-                if output.suffix.lower() == ".h5ad":
-                    _write_h5ad(model, input, output, key_added, how, sink)
-                else:
-                    _write_table(output, sink)
+                write_output(sink, model, input, how, key_added=key_added)
             report = sink.report
             sink.remove()
     report.finish()
@@ -158,13 +143,7 @@ class Here:
     """This process as the machine of a job; `cluster.Cluster` is the other one."""
 
     load = staticmethod(load)
-
-    @staticmethod
-    def compute(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Part, None, None]:
-        """`model.compute` of each of `prepared`, in order."""
-        budget = Budget(how.batch_tokens)
-        for one in prepared:
-            yield model.compute(one, how, budget)
+    compute = staticmethod(computed)
 
 
 @contextmanager
@@ -203,58 +182,6 @@ def stopped_by_signals() -> Iterator[Callable[[], int | None]]:
         restore()
 
 
-# ------------------------------------------------------------------------------------- what a job is
-
-
-def job_of(model: Any, files: list[str], how: Any) -> Job:
-    """What results depend on: input, weights, settings, and the version of this library."""
-    return {
-        "input": digests(files),
-        "model": {
-            "name": model.record.name if model.record else type(model.module).__name__,
-            "weights": weights_digest(model),
-            "dtype": "/".join(
-                sorted({str(w.dtype).removeprefix("torch.") for w in model.module.parameters()})
-            ),
-        },
-        "settings": asdict(how),
-        "ribozyme": version("ribozyme"),
-    }
-
-
-def digests(files: list[str]) -> dict[str, Any]:
-    """The sha256 of a file with its name, or one of all files with their number."""
-    if files == ["-"]:
-        return {"standard input": os.urandom(8).hex()}
-    if len(files) == 1:
-        return {Path(files[0]).name: _digest(files[0])}
-    whole = "".join(f"{Path(file).name} {_digest(file)}\n" for file in files)
-    return {"files": len(files), "all of them": hashlib.sha256(whole.encode()).hexdigest()}
-
-
-def _digest(file: str) -> Any:
-    """sha256 of a file or of all in a folder; of a file behind a URL what its server tells of it."""
-    if is_url(file):
-        return marks(file)
-    path = Path(file)
-    if path.is_file():
-        return digest(path)
-    whole = hashlib.sha256()
-    for one in sorted(one for one in path.rglob("*") if one.is_file()):
-        whole.update(f"{one.relative_to(path)} {digest(one)}\n".encode())
-    return whole.hexdigest()
-
-
-def weights_digest(model: Any) -> str:
-    """sha256 of the network as it is in memory: sizes, vocabulary, every tensor."""
-    tokens = model.vocabulary.tokens if model.reads == "cells" else model.tokenizer.letters
-    whole = hashlib.sha256(json.dumps([repr(model.config), list(tokens)]).encode())
-    for name, tensor in sorted(model.module.state_dict().items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return whole.hexdigest()
-
-
 # --------------------------------------------------------------------------------------- before work
 
 
@@ -270,7 +197,7 @@ def _check_paths(input: str, files: list[str], output: Path, resume: bool) -> No
                 f"{parts_folder(output)} holds results of an earlier job; standard input can go on with none",
                 hint="finish that job as it was begun, or delete the folder (its shards are plain Parquet)",
             )
-    if output.suffix.lower() != ".h5ad" or not (holds_cells(files[0]) or input.endswith(TABLE_SUFFIXES)):
+    if output.suffix.lower() not in WRITERS or not (holds_cells(files[0]) or input.endswith(TABLES)):
         check_output(output)
     elif files != [input] or is_url(input):
         raise ConfigError(
@@ -288,7 +215,7 @@ def _loaded(model: Any, input: str, load: Callable[..., Any], device: str, dtype
 def _check_kinds(model: Any, input: str, output: Path) -> None:
     """A table holds what the model reads; the names of other files say what is in them."""
     holds = "cells" if holds_cells(input) else "sequences"
-    if model.reads != holds and not input.endswith(TABLE_SUFFIXES):
+    if model.reads != holds and not input.endswith(TABLES):
         name = model.record.name if model.record else type(model.module).__name__
         raise ConfigError(f"{name} reads {model.reads}, and {input} holds {holds}")
     if model.reads == "sequences":
@@ -302,68 +229,3 @@ def _settings(model: Any, given: dict[str, Any]) -> Any:
             f"{unknown[0]} is no setting for {model.reads}", hint=f"settings are {', '.join(known)}"
         )
     return model.settings(**given)
-
-
-# ------------------------------------------------------------------------------------------ at the end
-
-
-def _write_table(output: Path, sink: Sink) -> None:
-    with open_writer(output, ragged=sink.ragged) as writer:
-        for _, names, rows, lengths in sink.read():
-            writer.extend(names, rows, lengths)
-
-
-def _write_h5ad(model: Any, source: str, output: Path, key: str, how: Any, sink: Sink) -> None:
-    """The input with the embeddings in `obsm[key]`, and how they were made in `uns[key]`."""
-    from anndata.io import write_elem  # a second to import, for cells alone
-
-    vectors = _rows_of_all(sink, model.config.dim)
-    params = {"params": model.describe(source, how, vectors)}
-    with AtomicFile(output) as temporary:
-        if source.endswith(".h5ad"):
-            shutil.copyfile(source, temporary)
-            _reserve(temporary, vectors.nbytes + 2**20)
-            with h5py.File(temporary, "r+") as file:
-                write_elem(file.require_group("obsm"), key, vectors)
-                write_elem(file.require_group("uns"), key, params)
-        else:
-            cells = read_cells(source, modality=how.modality)
-            cells.obsm[key], cells.uns[key] = vectors, params
-            temporary.write_bytes(_h5ad_image(cells))
-
-
-def _reserve(path: Path, more: int) -> None:
-    """Room for a file to grow: a full disk is found here, for the HDF5 library crashes when it finds one."""
-    with path.open("rb+") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size + more)
-
-
-def _h5ad_image(cells: Any) -> bytes:
-    """The content of an .h5ad; made in memory for the same reason."""
-    from anndata.io import write_elem
-
-    with h5py.File("cells", "w", driver="core", backing_store=False) as file:
-        write_elem(file, "/", cells, dataset_kwargs={"compression": "gzip"})
-        file.flush()
-        return file.id.get_file_image()
-
-
-def _rows_of_all(sink: Sink, dim: int) -> Any:
-    """(inputs, dim); NaN for inputs that were left out."""
-    (end, _) = sink.gaps()[-1]
-    vectors = np.full((end, dim), np.nan, np.float32)
-    out = {one.position for one in sink.rejected}
-    for shard, _, rows, _ in sink.read():
-        vectors[[k for k in range(shard.start, shard.end) if k not in out]] = rows
-    return vectors
-
-
-def _write_rejected(output: Path, rejected: list[Rejected]) -> None:
-    """`OUTPUT.rejected.jsonl`, or none, not even one of an earlier job, where nothing was left out."""
-    path = output.with_name(output.name + ".rejected.jsonl")
-    if not rejected:
-        path.unlink(missing_ok=True)
-        return
-    with AtomicFile(path) as temporary:
-        temporary.write_text("".join(json.dumps(one._asdict()) + "\n" for one in rejected), encoding="utf-8")

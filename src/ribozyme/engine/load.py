@@ -1,5 +1,6 @@
 """`load`: a name, folder, file or hub id becomes a model that is ready to use."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,15 @@ from ribozyme.errors import CheckpointError
 from ribozyme.hub import resolve
 from ribozyme.nn.linear import set_matmul_dtype
 
+CLASSES = {
+    "sequences": ("ribozyme.engine.sequences", "SequenceModel"),
+    "cells": ("ribozyme.engine.cells", "CellModel"),
+}
+"""What a user holds, by what it reads: a module, imported when asked for, and the class in it."""
+
 
 def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
-    """Load a model by name, from a local folder or file, or from a hub id `org/name[@revision]`.
-
-    Parameters
-    ----------
-    device : `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1` ...
-    dtype : the type of matrix products: `auto`, `float32` (exact) or `bfloat16`
-
-    Returns
-    -------
-    a `SequenceModel` (Helix-mRNA, RNA-FM) or a `CellModel` (scGPT).
-
-    Raises
-    ------
-    HubError : the name is unknown, or its files cannot be had.
-    CheckpointError : the files are damaged, incomplete, or of no model known here.
-    DeviceError : a device that this machine lacks.
-    """
+    """The model of that name, folder, file or hub id; arguments and errors as in `ribozyme.load`."""
     where = choose_device(device)
     resolved = resolve(str(name))
     checkpoint = open_checkpoint(resolved.path)
@@ -38,13 +29,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
     module.float()  # weights published in two bytes widen exactly
     float32_on_cpu = getattr(module, "float32_on_cpu", False)
     set_matmul_dtype(module, choose_dtype(dtype, where, float32_on_cpu=float32_on_cpu))
-    if registry.FAMILIES[family] == "cells":
-        from ribozyme.engine.cells import CellModel
-
-        return CellModel(module, tokens, where, resolved.model)
-    from ribozyme.engine.sequences import SequenceModel
-
-    return SequenceModel(module, tokens, where, resolved.model)
+    home, kind = CLASSES[registry.FAMILIES[family]]
+    return getattr(import_module(home), kind)(module, tokens, where, resolved.model)
 
 
 def recognise(checkpoint: Checkpoint) -> str:

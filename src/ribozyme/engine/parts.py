@@ -73,6 +73,22 @@ def prefetch(items: Iterable[T], ahead: int = 1) -> Generator[T, None, None]:
         getattr(source, "close", lambda: None)()  # a generator lets go of its files
 
 
+def computed(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Part, None, None]:
+    """`model.compute` of each of `prepared`, in order."""
+    budget = Budget(how.batch_tokens)
+    for one in prepared:
+        yield model.compute(one, how, budget)
+
+
+def one_by_one(parts: Iterable[Part]) -> Iterator[tuple[str, Any]]:
+    """(name, row) of all parts, and at the end one warning of what was changed."""
+    report = Report()
+    for part in parts:
+        yield from zip(part.names, part.rows)
+        report.merge(part.report)
+    report.finish()
+
+
 @dataclass(slots=True)
 class Budget:
     """Tokens of a batch; halved when memory does not suffice, which `halved` counts."""

@@ -208,6 +208,10 @@ class SequenceModel:
         if part.end > part.start:
             yield part
 
+    def count(self, sequences: Any, how: Settings) -> int:
+        """How many inputs there are, bad ones among them."""
+        return sum(1 for _ in read_or_reject(sequences, sequence_column=how.sequence_column))
+
     def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
         """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
         rows = self._answers(prepared, self._embedding(how.pooling, how.layer), budget)

@@ -11,7 +11,6 @@ So whatever the manifest names is whole, what it does not name is computed again
 shards is checked before it counts.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,27 +18,24 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from glob import escape
 from pathlib import Path
 from time import monotonic
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from ribozyme.engine.manifest import Job, Shard, differences, read_manifest, sealed
 from ribozyme.engine.parts import Part
+from ribozyme.engine.shards import Collected, Content, is_whole, read_shard
 from ribozyme.errors import OutputError, RibozymeError
 from ribozyme.files import AtomicFile, sync_folder
-from ribozyme.io.tables import open_writer, read_parquet
 from ribozyme.report import Rejected, Report
 
-Array = npt.NDArray[np.float32]
 SHARD_BYTES, SHARD_SECONDS = 64 * 2**20, 30.0
-"""A shard is written when so much is held, or when the first of it is so old."""
+"""A shard is written when so much is held, or when the first of it is so old. That bounds memory: while one
+is collected, one is written, which takes it twice for a moment, and once in the form of the file."""
 
 log = logging.getLogger("ribozyme")
 
@@ -75,8 +71,8 @@ class Sink:
         self.shards: dict[int, Shard] = {}
         self._job = json.loads(json.dumps(job))
         self._manifest = self.folder / "manifest.jsonl"
-        self._held: list[Part] = []
-        self._bytes, self._since = 0, 0.0
+        self._held: Collected | None = None
+        self._since = 0.0
         self._pending: Future[Shard] | None = None
         self._failed = False
 
@@ -124,13 +120,12 @@ class Sink:
 
     def write(self, part: Part) -> None:
         """Take results; an error in writing those before is raised here."""
-        if self._held and self._held[-1].end != part.start:
+        if self._held and self._held.end != part.start:
             self.flush()
-        if not self._held:
-            self._since = monotonic()
-        self._held.append(part)
-        self._bytes += sum(row.nbytes for row in part.rows)
-        if self._bytes >= SHARD_BYTES or monotonic() - self._since >= SHARD_SECONDS:
+        if self._held is None:
+            self._held, self._since = Collected(part.start, ragged=self.ragged), monotonic()
+        self._held.add(part)
+        if self._held.bytes >= SHARD_BYTES or monotonic() - self._since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self, *, wait: bool = False) -> None:
@@ -138,12 +133,12 @@ class Sink:
         self._settle()
         if self._held:
             self._pending = self._thread.submit(self._store, self._held)
-            self._held, self._bytes = [], 0
+            self._held = None
         if wait:
             self._settle()
 
-    def read(self) -> Iterator[tuple[Shard, list[str], Array, list[int]]]:
-        """Every shard in the order of inputs, with its names, rows end to end, and rows of each name.
+    def read(self) -> Iterator[tuple[Shard, Content]]:
+        """Every shard that has rows, with what is in it, in the order of inputs.
 
         Raises
         ------
@@ -151,13 +146,7 @@ class Sink:
         """
         for shard in self._sorted():
             if shard.rows:
-                content = (self.folder / shard.file).read_bytes()
-                if hashlib.sha256(content).hexdigest() != shard.sha256:
-                    raise OutputError(
-                        f"{self.folder / shard.file}: was damaged after it was written",
-                        hint="the same command again computes its results anew, and no others",
-                    )
-                yield shard, *read_parquet(pa.BufferReader(content))
+                yield shard, read_shard(self.folder, shard)
 
     @property
     def rows(self) -> int:
@@ -229,34 +218,16 @@ class Sink:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     def _is_whole(self, shard: Shard) -> bool:
-        path = self.folder / shard.file
-        if not shard.rows or (path.is_file() and _sha256(path) == shard.sha256):
-            return True
-        log.warning("%s is damaged or missing; its %d results are computed again", path, shard.rows)
-        return False
+        whole = is_whole(self.folder, shard)
+        if not whole:
+            path = self.folder / shard.file
+            log.warning("%s is damaged or missing; its %d results are computed again", path, shard.rows)
+        return whole
 
-    def _store(self, parts: list[Part]) -> Shard:
+    def _store(self, held: Collected) -> Shard:
         """A shard, then its line."""
-        report = Report()
-        for part in parts:
-            report.merge(part.report)
-        names = [name for part in parts for name in part.names]
-        shard = Shard(
-            start=parts[0].start,
-            end=parts[-1].end,
-            rows=len(names),
-            sha256="",
-            rejected=tuple(one for part in parts for one in part.rejected),
-            counts=report.counts,
-            where=report.where,
-        )
         with self.told():
-            if names:
-                rows = [row if self.ragged else row[None] for part in parts for row in part.rows]
-                path = self.folder / shard.file
-                with open_writer(path, ragged=self.ragged) as writer:
-                    writer.extend(names, np.concatenate(rows), [len(one) for one in rows])
-                shard = replace(shard, sha256=_sha256(path))
+            shard = held.store(self.folder)
             with self._manifest.open("ab") as manifest:
                 manifest.write(sealed(asdict(shard)).encode())
                 manifest.flush()
@@ -317,8 +288,3 @@ def _remove_shards(folder: Path, keep: set[str]) -> None:
         ours = path.suffix == ".parquet" or (path.name.startswith(".") and path.suffix == ".tmp")
         if ours and path.name not in keep:
             path.unlink()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

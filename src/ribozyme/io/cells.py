@@ -18,13 +18,12 @@ from scipy import sparse
 
 from ribozyme.errors import InputError, MissingExtraError
 from ribozyme.io.hdf5 import check_indices, check_indptr, check_sparse, open_hdf5
-from ribozyme.io.matrices import choose_modality, first_file, read_10x, read_loom, read_mtx, read_table
+from ribozyme.io.kinds import CELLS, kind_of_folder
+from ribozyme.io.matrices import choose_modality, read_10x, read_loom, read_mtx, read_table
 from ribozyme.io.zarr_folder import open_zarr
 
 CHUNK, CHUNK_VALUES = 4_096, 2**26
 """Cells of a chunk at most, and cells times genes; a dense chunk has up to 256 MB in float32."""
-
-SUFFIXES = (".h5ad", ".h5mu", ".h5", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,15 @@ def _kind(path: Path) -> str:
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
     if path.is_dir():
-        if any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zattrs", ".zmetadata")):
-            return "zarr"
-        if first_file(path, "matrix.mtx"):
-            return "mtx"
+        if kind := kind_of_folder(path):
+            return kind
         raise InputError(f"{path}: neither a zarr folder nor one with matrix.mtx")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-    if suffix not in SUFFIXES or suffix == ".zarr":
+    if suffix not in CELLS or suffix == ".zarr":
         raise InputError(
-            f"{path}: no cells are read from {suffix!r} files", hint=f"one of {', '.join(SUFFIXES)}"
+            f"{path}: no cells are read from {suffix!r} files", hint=f"one of {', '.join(CELLS)}"
         )
     return {".tsv": "table", ".csv": "table", ".txt": "table"}.get(suffix, suffix[1:])
 

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from ribozyme.errors import InputError
 from ribozyme.io.hdf5 import open_hdf5
+from ribozyme.io.kinds import first_file
 from ribozyme.io.streams import open_guarded
 from ribozyme.pp.genes import known_genes
 
@@ -116,14 +117,6 @@ def read_loom(path: Path, modality: str | None) -> Any:
 def _open(path: Path) -> io.BufferedReader:
     """A decompressed stream that stops a bomb, and a line without end."""
     return open_guarded(path, b"\n")
-
-
-def first_file(folder: Path, *names: str) -> Path | None:
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    return None
 
 
 def read_mtx(path: Path, modality: str | None) -> Any:

@@ -163,10 +163,10 @@ class Parquet:
         )
 
     def append(self, names: list[str], rows: Array, lengths: list[int]) -> None:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), self.dim)
+        vectors = pa.FixedSizeListArray.from_arrays(_numbers(rows.ravel(), pa.float32()), self.dim)
         if self.ragged:
-            vectors = pa.ListArray.from_arrays(_offsets(lengths, np.int32), vectors)
-        self.writer.write_table(pa.Table.from_arrays([pa.array(names), vectors], schema=self.schema))
+            vectors = pa.ListArray.from_arrays(_numbers(_offsets(lengths, np.int32), pa.int32()), vectors)
+        self.writer.write_table(pa.Table.from_arrays([_texts(names), vectors], schema=self.schema))
 
     def finish(self) -> None:
         pass
@@ -177,13 +177,16 @@ class Parquet:
 
 def read_parquet(source: Any) -> tuple[list[str], Array, list[int]]:
     """What `Parquet` wrote: names, rows end to end, and how many each record has."""
-    table = pa.parquet.read_table(source, page_checksum_verification=True, use_threads=False)
+    with pa.parquet.ParquetFile(source, page_checksum_verification=True) as file:
+        table = file.read(use_threads=False)
     names, embedding = table["id"].to_pylist(), table["embedding"].combine_chunks()
     lengths = [1] * len(names)
     if pa.types.is_list(embedding.type):
         lengths, embedding = embedding.value_lengths().to_pylist(), embedding.flatten()
     dim = embedding.type.list_size
-    return names, embedding.flatten().to_numpy().reshape(-1, dim), lengths
+    flat = embedding.flatten()
+    numbers = np.frombuffer(flat.buffers()[1], np.float32, len(flat), 4 * flat.offset)
+    return names, numbers.reshape(-1, dim), lengths  # `to_numpy` would import pandas
 
 
 class Npz:
@@ -193,36 +196,38 @@ class Npz:
         self.path, self.dim, self.ragged = path, dim, ragged
         self.rows = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115, closed in `close`
         self.names = tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")  # noqa: SIM115
-        self.lengths: list[int] = []
+        self.ends = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+        self.count = self.total = 0
         self.width = 1
 
     def append(self, names: list[str], rows: Array, lengths: list[int]) -> None:
         rows.tofile(self.rows)
+        if self.ragged:
+            (self.total + np.cumsum(lengths, dtype="<i8")).tofile(self.ends)
+        self.count, self.total = self.count + len(names), self.total + len(rows)
         self.names.writelines(json.dumps(name) + "\n" for name in names)
         self.width = max(self.width, *map(len, names))
-        self.lengths += lengths
 
     def finish(self) -> None:
-        self.rows.seek(0)
-        self.names.seek(0)
-        n, total = len(self.lengths), sum(self.lengths)
+        for waiting in (self.rows, self.names, self.ends):
+            waiting.seek(0)
         with zipfile.ZipFile(self.path, "w") as archive:
-            with _member(archive, "names", f"<U{self.width}", (n,)) as member:
+            with _member(archive, "names", f"<U{self.width}", (self.count,)) as member:
                 for line in self.names:
                     member.write(
                         json.loads(line).ljust(self.width, "\0").encode("utf-32-le", "surrogatepass")
                     )
-            with _member(
-                archive, "rows" if self.ragged else "embeddings", "<f4", (total, self.dim)
-            ) as member:
+            name = "rows" if self.ragged else "embeddings"
+            with _member(archive, name, "<f4", (self.total, self.dim)) as member:
                 shutil.copyfileobj(self.rows, member, 2**20)
             if self.ragged:
-                with _member(archive, "cu_seqlens", "<i8", (n + 1,)) as member:
-                    member.write(_offsets(self.lengths, np.int64).tobytes())
+                with _member(archive, "cu_seqlens", "<i8", (self.count + 1,)) as member:
+                    member.write(bytes(8))
+                    shutil.copyfileobj(self.ends, member, 2**20)
 
     def close(self) -> None:
-        self.rows.close()
-        self.names.close()
+        for waiting in (self.rows, self.names, self.ends):
+            waiting.close()
 
 
 @contextmanager
@@ -244,10 +249,10 @@ class Csv:
         self.writer = pa.csv.CSVWriter(path, self.schema, write_options=options)
 
     def append(self, names: list[str], rows: Array, lengths: list[int]) -> None:
-        columns = [pa.array(np.repeat(np.array(names, dtype=object), lengths), pa.string())]
+        columns = [_texts([name for name, length in zip(names, lengths) for _ in range(length)])]
         if self.ragged:
-            columns.append(pa.array(np.concatenate([np.arange(k) for k in lengths]), pa.int64()))
-        columns += [pa.array(column) for column in rows.T]
+            columns.append(_numbers(np.concatenate([np.arange(k) for k in lengths]), pa.int64()))
+        columns += [_numbers(column, pa.float32()) for column in rows.T]
         self.writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
 
     def finish(self) -> None:
@@ -326,6 +331,19 @@ def _zarr() -> Any:
     if int(zarr.__version__.partition(".")[0]) < 3:
         raise MissingExtraError("zarr 3", "cells", "writing .zarr")
     return zarr
+
+
+def _texts(names: list[str]) -> Any:
+    """As `pa.array`, which imports pandas."""
+    encoded = [name.encode() for name in names]
+    offsets = _offsets([len(one) for one in encoded], np.int32)
+    return pa.StringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(numbers: npt.NDArray[Any], kind: Any) -> Any:
+    """As `pa.array`, which imports pandas."""
+    numbers = np.ascontiguousarray(numbers, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def _offsets(lengths: list[int], dtype: Any) -> Any:
