@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from ribozyme.checkpoint import open_checkpoint
-from ribozyme.engine import cells as engine
 from ribozyme.engine.cells import CellModel
 from ribozyme.errors import ConfigError, InputError, InputWarning
+from ribozyme.io.cells import open_cells
 from ribozyme.models.scgpt import formats
 from ribozyme.models.scgpt.config import Config
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
-from ribozyme.pp.genes import gene_table
+from ribozyme.pp.genes import gene_table, match_genes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GENES = [g.symbol for g in gene_table() if g.symbol and not g.former][:60]
@@ -130,7 +130,7 @@ def test_a_cell_is_embedded_alike_alone_and_in_any_batch_order_and_chunk(
         warnings.simplefilter("ignore", InputWarning)
         whole = model.embed(make(X), **how)
         alone = np.concatenate([model.embed(make(X[k : k + 1]), **how) for k in range(4)])
-        patch.setattr(engine, "CHUNK", chunk)
+        patch.setattr("ribozyme.engine.cell_parts.CHUNK", chunk)
         turned = model.embed(make(X[order]), batch_tokens=budget, **how)
     close(alone, whole[:4])
     close(turned, whole[order])
@@ -430,8 +430,8 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_files_become_tokens(published_size, data_folder, name):
     path = data_folder / "cells" / name
-    with engine.open_cells(path) as source:
-        match = engine.match_genes(source.var, published_size.lookup)
+    with open_cells(path) as source:
+        match = match_genes(source.var, published_size.lookup)
     assert match.counts.get("unmatched", 0) <= (1 - REAL[name]) * len(match.ids)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)

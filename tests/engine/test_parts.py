@@ -55,7 +55,7 @@ def test_parts_from_the_end_of_any_part_are_the_same_bits(model, pooling):
 
 
 def test_parts_of_cells_too_across_the_chunks_of_the_file(scgpt, monkeypatch):
-    monkeypatch.setattr("ribozyme.engine.cells.CHUNK", 7)
+    monkeypatch.setattr("ribozyme.engine.cell_parts.CHUNK", 7)
     parts = list(scgpt.parts(cells(scgpt), batch_tokens=5))
     assert len(parts) > 8
     assert [p.end for p in parts[:-1]] == [p.start for p in parts[1:]]
@@ -95,7 +95,7 @@ def test_only_bad_sequences_are_a_part_without_rows(rnafm):
 
 
 def test_skip_leaves_bad_cells_out(scgpt, monkeypatch):
-    monkeypatch.setattr("ribozyme.engine.cells.CHUNK", 8)
+    monkeypatch.setattr("ribozyme.engine.cell_parts.CHUNK", 8)
     bad = [3, 8, 9, 29, *range(16, 24)]  # one whole chunk
     table = cells(scgpt, bad=bad)
     parts = list(scgpt.parts(table, on_error="skip", batch_tokens=5))

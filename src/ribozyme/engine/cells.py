@@ -6,53 +6,43 @@ cell's embedding does not depend on the others.
 """
 
 import copy
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from scipy import sparse
-from torch import Tensor, nn
+from torch import nn
 
+from ribozyme.engine.cell_parts import match_cells
+from ribozyme.engine.cell_rows import cell_rows, gene_rows
+from ribozyme.engine.cell_settings import BATCH_TOKENS, Settings, choose_pooling
 from ribozyme.engine.family import depth, formats_of
-from ribozyme.engine.parts import PART, Budget, OnError, Part, Prepared, check_on_error, in_batches, prefetch
-from ribozyme.errors import ConfigError, InputError
-from ribozyme.io.cells import CHUNK, Cells, open_cells
-from ribozyme.packing import Packed, pool
+from ribozyme.engine.parts import (
+    Budget,
+    OnError,
+    Part,
+    Prepared,
+    check_on_error,
+    computed,
+    one_by_one,
+    prefetch,
+)
+from ribozyme.errors import ConfigError
+from ribozyme.io.cells import open_cells
+from ribozyme.io.matrices import choose_modality
 from ribozyme.pp.binning import Ties
-from ribozyme.pp.genes import GeneLookup, GeneMatch, match_genes
-from ribozyme.pp.tokens import MAX_LENGTH, Reading, Tokens, tokenise
+from ribozyme.pp.genes import GeneLookup, GeneMatch
+from ribozyme.pp.tokens import MAX_LENGTH, Reading, Tokens
 from ribozyme.pp.window import Select
 from ribozyme.registry import Model
-from ribozyme.report import Rejected, Report
+from ribozyme.report import Report
 
 Array = npt.NDArray[np.float32]
-CellPooling = Literal["cls", "mean", "max"]
-POOLINGS: tuple[CellPooling, ...] = ("cls", "mean", "max")
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How cells become embeddings: the arguments of `embed`, each checked and decided."""
-
-    pooling: CellPooling
-    layer: int
-    reading: Reading
-    gene_column: str | None
-    modality: str | None
-    batch_tokens: int
-    strict: bool
 
 
 class CellModel:
@@ -148,28 +138,27 @@ class CellModel:
         )
         report = Report(strict)
         with open_cells(cells, modality=modality) as source:
-            match = self._match(source, gene_column, report)
-            if output == "genes":
-                table = self._genes(source, match, how, report)
-                report.finish()
-                return table
-            vectors = np.empty((len(source), self.config.dim), dtype=np.float32)
-            for part in self._parts(self._prepared(source, match, how), how):
-                vectors[part.start : part.end] = part.rows
-                report.merge(part.report)
+            matched = match_cells(source, self.lookup, gene_column, report)
+            with closing(prefetch(matched.parts(how))) as ready:
+                if output == "genes":
+                    genes, rows = gene_rows(self.module, self.device, ready, matched.match.genes, how, report)
+                    report.finish()
+                    names = pd.Index([self.vocabulary.tokens[k] for k in genes], name="gene")
+                    return pd.DataFrame(rows, index=names)
+                vectors = np.empty((len(source), self.config.dim), dtype=np.float32)
+                for part in computed(self, how, ready):
+                    vectors[part.start : part.end] = part.rows
+                    report.merge(part.report)
         if target is not None:
+            empty = int(np.isnan(vectors[:, 0]).sum())
             target.obsm[key_added] = vectors
-            target.uns[key_added] = {"params": self._params(match, how, int(np.isnan(vectors[:, 0]).sum()))}
+            target.uns[key_added] = {"params": self._params(matched.match, how, empty)}
         report.finish()
         return vectors
 
     def stream(self, cells: Any, **settings: Any) -> Iterator[tuple[str, Array]]:
         """As `embed`, one (name of the cell, embedding) at a time, in flat memory."""
-        report = Report()
-        for part in self.parts(cells, **settings):
-            yield from zip(part.names, part.rows)
-            report.merge(part.report)
-        report.finish()
+        return one_by_one(self.parts(cells, **settings))
 
     def parts(
         self, cells: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
@@ -184,7 +173,8 @@ class CellModel:
         settings : those of `embed`
         """
         how = self.settings(**settings)
-        yield from self._parts(self.prepare(cells, how, start=start, on_error=on_error), how)
+        with closing(prefetch(self.prepare(cells, how, start=start, on_error=on_error))) as ready:
+            yield from computed(self, how, ready)
 
     def settings(
         self,
@@ -207,7 +197,7 @@ class CellModel:
             raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
         reading = self._reading(max_length, select, ties, seed)
         layer = depth(layer, self.config.layers)
-        return Settings(_pooling(pooling), layer, reading, gene_column, modality, budget, strict)
+        return Settings(choose_pooling(pooling), layer, reading, gene_column, modality, budget, strict)
 
     def prepare(
         self, cells: Any, how: Settings, *, start: int = 0, on_error: OnError = "fail"
@@ -216,8 +206,8 @@ class CellModel:
         check_on_error(on_error)
         report = Report(how.strict)
         with open_cells(cells, modality=how.modality) as source:
-            match = self._match(source, how.gene_column, report)
-            for part in self._prepared(source, match, how, start, on_error):
+            matched = match_cells(source, self.lookup, how.gene_column, report)
+            for part in matched.parts(how, start, on_error):
                 if part.start == 0:  # what concerns all cells is counted in the first part
                     part.report.merge(report)
                 yield part
@@ -225,7 +215,7 @@ class CellModel:
     def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
         """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
         before = budget.halved
-        rows = self._vectors(prepared.inputs, how, budget)
+        rows = cell_rows(self.module, self.device, prepared.inputs, how, budget)
         if budget.halved > before:
             budget.note(prepared.report, before)
         return Part(prepared.start, prepared.end, prepared.names, rows, prepared.rejected, prepared.report)
@@ -245,10 +235,7 @@ class CellModel:
         """Cells as the network reads them, a chunk at a time; parameters as in `embed`."""
         reading, report = self._reading(max_length, select, ties, seed), Report(strict)
         with open_cells(cells, modality=modality) as source:
-            match = self._match(source, gene_column, report)
-            for first, rows in source.chunks(CHUNK):
-                places = np.arange(first, first + rows.shape[0])
-                yield self._tokens(source, places, rows, match, reading, report)
+            yield from match_cells(source, self.lookup, gene_column, report).chunks(reading, report)
         report.finish()
 
     def count(self, cells: Any, how: Settings) -> int:
@@ -259,7 +246,8 @@ class CellModel:
     def describe(self, cells: Any, how: Settings, empty: int) -> dict[str, Any]:
         """How embeddings of these cells were made, as `embed` writes it into `uns`; `empty` have none."""
         with open_cells(cells, modality=how.modality) as source:
-            return self._params(self._match(source, how.gene_column, Report()), how, empty)
+            matched = match_cells(source, self.lookup, how.gene_column, Report())
+            return self._params(matched.match, how, empty)
 
     def untrained(self, seed: int = 0) -> "CellModel":
         """The same network with fresh random weights, to see what training gave."""
@@ -282,145 +270,6 @@ class CellModel:
             seed=seed,
         )
 
-    def _parts(self, prepared: Iterator[Prepared], how: Settings) -> Iterator[Part]:
-        budget = Budget(how.batch_tokens)
-        with closing(prefetch(prepared)) as ready:
-            for one in ready:
-                yield self.compute(one, how, budget)
-
-    def _match(self, source: Cells, column: str | None, report: Report) -> GeneMatch:
-        match = match_genes(source.var, self.lookup, column=column)
-        unknown = match.examples("unmatched")
-        if not len(match.genes):
-            raise InputError(
-                f"{source.where}: the model knows none of the {len(source.var):,} genes "
-                f"(such as {', '.join(unknown)}; looked in {match.source!r})",
-                hint="name the column of var with human gene symbols or Ensembl ids: gene_column=...",
-            )
-        kind = "genes that the model does not know, left out"
-        report.add(kind, f"{source.where}: {', '.join(unknown)}", match.counts.get("unmatched", 0))
-        return match
-
-    def _prepared(
-        self,
-        source: Cells,
-        match: GeneMatch,
-        how: Settings,
-        start: int = 0,
-        on_error: OnError = "fail",
-    ) -> Iterator[Prepared]:
-        """Chunks of cells cut into parts, from cell `start` on."""
-        for first, rows in source.chunks(CHUNK, start):
-            places, report = np.arange(first, first + rows.shape[0]), Report(how.strict)
-            rejected: list[Rejected] = []
-            try:
-                tokens = self._tokens(source, places, rows, match, how.reading, report)
-            except InputError:
-                if on_error == "fail":
-                    raise
-                rejected = list(self._bad(source, first, rows, match, how))
-                good = np.delete(places, [one.position - first for one in rejected])
-                tokens = self._tokens(source, good, rows[good - first], match, how.reading, report)
-                places = good
-            for part in _cut(tokens, places, (first, first + rows.shape[0]), PART * how.batch_tokens):
-                part.report, report = report, Report(how.strict)
-                part.rejected = [one for one in rejected if part.start <= one.position < part.end]
-                if part.start >= start:
-                    yield part
-
-    def _bad(
-        self, source: Cells, first: int, rows: sparse.csr_matrix, match: GeneMatch, how: Settings
-    ) -> Iterator[Rejected]:
-        """The cells that cannot be read, found by halving."""
-        places = np.arange(first, first + rows.shape[0])
-        try:
-            self._tokens(source, places, rows, match, how.reading, Report(how.strict))
-        except InputError as error:
-            if len(places) == 1:
-                yield Rejected(first, str(source.names[first]), error.message)
-                return
-            middle = len(places) // 2
-            yield from self._bad(source, first, rows[:middle], match, how)
-            yield from self._bad(source, first + middle, rows[middle:], match, how)
-
-    def _tokens(
-        self,
-        source: Cells,
-        places: npt.NDArray[np.int64],
-        rows: sparse.csr_matrix,
-        match: GeneMatch,
-        reading: Reading,
-        report: Report,
-    ) -> Tokens:
-        """Tokens of the cells at `places`, whose `rows` these are."""
-        names = source.names[places]
-        try:
-            tokens = tokenise(rows, names, match, reading, report)
-        except InputError as error:
-            error.add_note(f"in {source.where}")
-            raise
-        kind = "cells without any gene that the model knows; their embedding is NaN"
-        if tokens.empty.any():
-            report.add(kind, str(names[np.argmax(tokens.empty)]), int(tokens.empty.sum()))
-        return tokens
-
-    def _batches(
-        self, tokens: Tokens, budget: Budget, compute: Callable[[Packed], T]
-    ) -> Iterator[tuple[list[int], T]]:
-        """Places of cells, and `compute` of the batch of them; empty cells are in none."""
-        full = np.flatnonzero(~tokens.empty)
-
-        def of_group(group: list[int]) -> T:
-            return compute(tokens.pack(full[group].tolist()).to(self.device))
-
-        for group, result in in_batches(tokens.lengths[full].tolist(), budget, of_group):
-            yield full[group].tolist(), result
-
-    @torch.inference_mode()
-    def _vectors(self, tokens: Tokens, how: Settings, budget: Budget) -> Array:
-        """(n, dim) of length 1; NaN for empty cells."""
-
-        def pooled(batch: Packed) -> Tensor:
-            if how.pooling == "cls":  # of the last layer, these rows alone are computed
-                return self.module.encode(batch, layer=how.layer, rows=batch.cu_seqlens[:-1].long()).float()
-            rows = self.module.encode(batch, layer=how.layer)[_is_gene(batch)]
-            return pool(rows, [length - 1 for length in batch.lengths], how.pooling)
-
-        out = np.full((len(tokens), self.config.dim), np.nan, dtype=np.float32)
-        places, rows = [], []
-        for chosen, vectors in self._batches(tokens, budget, pooled):
-            places.extend(chosen)
-            rows.append(vectors)
-        if rows:
-            out[places] = F.normalize(torch.cat(rows), dim=1).cpu().numpy()
-        return out
-
-    @torch.inference_mode()
-    def _genes(self, source: Cells, match: GeneMatch, how: Settings, report: Report) -> pd.DataFrame:
-        """Mean row of each gene over the cells; sums in float64, so that their order leaves no trace."""
-        place = np.full(int(match.genes.max()) + 1, -1, dtype=np.int64)
-        place[match.genes] = np.arange(len(match.genes))
-        place_of = torch.from_numpy(place).to(self.device)
-        sums = torch.zeros(len(match.genes), self.config.dim, dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(match.genes), dtype=torch.float64, device=self.device)
-
-        def add(batch: Packed) -> None:
-            rows = self.module.encode(batch, layer=how.layer)
-            gene = _is_gene(batch)
-            where = place_of[batch.ids[gene]]
-            sums.index_add_(0, where, rows[gene].double())
-            counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
-
-        budget = Budget(how.batch_tokens)
-        with closing(prefetch(self._prepared(source, match, how))) as ready:
-            for part in ready:
-                deque(self._batches(part.inputs, budget, add), maxlen=0)
-                report.merge(part.report)
-        seen = (counts > 0).cpu().numpy()
-        means = (sums / counts[:, None]).float().cpu().numpy()[seen]
-        names = [self.vocabulary.tokens[i] for i in match.genes[seen]]
-        return pd.DataFrame(means, index=pd.Index(names, name="gene"))
-
     def _params(self, match: GeneMatch, how: Settings, empty: int) -> dict[str, Any]:
         return {
             "model": self.record.name if self.record else type(self.module).__name__,
@@ -437,48 +286,8 @@ class CellModel:
         }
 
 
-def _cut(
-    tokens: Tokens, places: npt.NDArray[np.int64], span: tuple[int, int], limit: int
-) -> Iterator[Prepared]:
-    """The cells of a chunk in parts of about `limit` tokens.
-
-    places : of the cells in the input; span : of the chunk, where some cells may have been left out
-    """
-    inner = np.searchsorted(tokens.indptr, np.arange(limit, tokens.indptr[-1], limit))
-    cuts = sorted({0, *inner.tolist(), len(tokens)})
-    bounds = [span[0], *(int(places[k]) for k in cuts[1:-1]), span[1]]
-    for (a, b), (start, end) in zip(pairwise(cuts) if len(tokens) else [(0, 0)], pairwise(bounds)):
-        begin, stop = tokens.indptr[a], tokens.indptr[b]
-        some = Tokens(
-            tokens.names[a:b],
-            tokens.ids[begin:stop],
-            tokens.values[begin:stop],
-            tokens.indptr[a : b + 1] - begin,
-        )
-        yield Prepared(start, end, [str(name) for name in some.names], some)
-
-
-def _pooling(pooling: str) -> CellPooling:
-    how = "cls" if pooling == "first" else pooling
-    if how not in POOLINGS:
-        raise ConfigError(
-            f"pooling {pooling!r} does not exist for cells",
-            hint=f"one of {', '.join(POOLINGS)}; for a row a gene, output='genes'",
-        )
-    return how
-
-
-def _is_gene(batch: Packed) -> Tensor:
-    """(T,) false for the first token of each cell."""
-    gene = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-    gene[batch.cu_seqlens[:-1].long()] = False
-    return gene
-
-
 def _target(cells: Any, modality: str | None, output: str) -> Any:
     """The AnnData that `key_added` is written to."""
-    from ribozyme.io.matrices import choose_modality
-
     if output == "genes":
         raise ConfigError("key_added is for cells", hint="output='genes' gives a table")
     if hasattr(cells, "mod"):
