@@ -84,7 +84,7 @@ def test_any_length_in_float32(length, step, seed):
 def test_decays_that_overflow_a_factor_are_exact():
     inputs, cu = random_inputs([200, 130], 2, FAST), cumulative([200, 130])
     rates = (inputs[1] * inputs[2]).abs()[:64].sum(0)
-    assert rates.max() > 10 * module.SEPARABLE
+    assert rates.max() > 5 * module.SEPARABLE
     with torch.no_grad():
         single = [one.float() for one in inputs]
         (y, last), (expected, expected_last) = both(single, cu, Chunks.of([200, 130]))
@@ -96,7 +96,7 @@ def test_decays_that_overflow_a_factor_are_exact():
 def test_heads_with_and_without_a_matrix_of_their_own_agree(monkeypatch):
     inputs = random_inputs([150, 70], 2, MIXED)
     results = []
-    for limit in (-1.0, 20.0, 1e3):
+    for limit in (60.0, 120.0, 1e3):
         monkeypatch.setattr(module, "SEPARABLE", limit)
         y, last = ssd(*inputs[:5], Chunks.of([150, 70]), inputs[5])
         results.append((y, last, *torch.autograd.grad(y.square().sum() + last.sum(), inputs)))

@@ -10,9 +10,10 @@ start, and turns the recurrence into matrix products. With s the running sum of 
     y_i = sum_{j<=i} (C_i . B_j) exp(s_i - s_j) dt_j x_j  +  exp(s_i) C_i . S      S: state before the chunk
     S'  = exp(s_Q) S + sum_j exp(s_Q - s_j) dt_j x_j B_j^T                         S': state after it
 
-For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i - m) exp(m - s_j), it leaves
-products that all heads of a group share. That is exact while both factors can be written down, so a head
-that forgets too fast for it in a chunk (|s_Q| > 80) gets its own matrix there instead.
+For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i + r) exp(s_Q + r - s_j), it leaves
+products that all heads of a group share. With r = -s_Q / 2 that is exact while both factors can be written
+down. A head that forgets too fast for it in a chunk (|s_Q| > 120) gets its own matrix there instead, and r = 60:
+then S' = exp(-r) (exp(-r) S + sum_j exp(s_Q + r - s_j) dt_j x_j B_j^T) is too large by less than exp(-120) S.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from ribozyme.packing import bounds, cumulative
 
 Array = npt.NDArray[np.int64]
 
-SEPARABLE = 80.0  # exp(40) = 2e17, exp(-80) = 2e-35: float32 can hold them, and sums of such terms
+SEPARABLE = 120.0  # exp(60) = 1e26: float32 can hold sums of such terms, and one part in 1e26 still
 
 
 def ssd_reference(
@@ -273,28 +274,24 @@ def _scan(
     B, C = (one.transpose(1, 2).flatten(0, 1) for one in (B, C))  # (R G, Q, N)
     s = (dt * A).cumsum(1)  # (R, Q, H)
     end = s[:, -1]
-    fast = end.abs() > SEPARABLE  # (R, H)
+    fast = end < -SEPARABLE  # (R, H)
 
-    m = torch.where(fast, 0, end / 2)  # states are kept as exp(m) S, so that their reader needs no factor
-    m_next = torch.cat([m, m.new_zeros(1, heads)])[block.following]
-    base = torch.where(fast, end, m)
-    u = _by_group(x * (dt * torch.exp(base[:, None] - s))[..., None], groups)  # (R G, Q, K P)
-    factors = torch.exp(base - m), torch.exp(end - base + m_next)
-    decay, scale = (_per_channel(one, groups, dim) for one in factors)
-    if state is not None:
-        state = state.flatten(0, 1) * _per_channel(torch.exp(m[: len(state)]), groups, dim)
-    y, last = _carry(state, B, C, u, decay, scale, [count * groups for count in block.steps], go_on)
+    r = (end / -2).clamp(max=SEPARABLE / 2)  # (R, H)
+    of_y = (s + r[:, None]).clamp(min=-SEPARABLE / 2)  # for fast heads alone: tiny numbers cost much time
+    of_u = (end[:, None] + r[:, None] - s).clamp(min=-SEPARABLE / 2)
+    u = _by_group(x * (dt * of_u.exp())[..., None], groups)  # (R G, Q, K P)
+    factor = _per_channel(torch.exp(-r), groups, dim)
+    state = None if state is None else state.flatten(0, 1)
+    y, last = _carry(state, B, C, u, factor, [count * groups for count in block.steps], go_on)
     products = torch.bmm(C, B.mT).tril_()  # (R G, Q, Q), shared by the heads of a group
     chunk, head = fast.nonzero(as_tuple=True)
     from_before = _by_head(y, rows, dim)[chunk, :, head] if len(chunk) else None
     y = _by_head(y.baddbmm_(products, u), rows, dim)
-    y = y.mul_(torch.exp(s - m[:, None])[..., None])  # (R, Q, H, P)
+    y = y.mul_(of_y.exp()[..., None])  # (R, Q, H, P)
     if from_before is not None:
         shared = products.unflatten(0, (rows, groups))[chunk, head // (heads // groups)]
-        own = s[chunk, :, head]
-        y[chunk, :, head] = torch.addcmul(
-            _within(shared, own, dt[chunk, :, head], x[chunk, :, head]), from_before, own.exp()[..., None]
-        )
+        within = _within(shared, s[chunk, :, head], dt[chunk, :, head], x[chunk, :, head])
+        y[chunk, :, head] = torch.addcmul(within, from_before, of_y[chunk, :, head].exp()[..., None])
     return y.flatten(0, 1), None if last is None else last.unflatten(0, (-1, groups))
 
 
@@ -303,8 +300,9 @@ def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
 
     products : (h, Q, Q); s, dt : (h, Q); x : (h, Q, P)
     """
-    later = torch.ones(s.shape[-1], s.shape[-1], dtype=torch.bool, device=s.device).triu(1)
-    decay = (s[:, :, None] - s[:, None, :]).masked_fill(later, -torch.inf).exp()  # mask first: it overflows
+    decay = (
+        (s[:, :, None] - s[:, None, :]).clamp(-SEPARABLE / 2, 0).exp()
+    )  # no more than 1 above the diagonal
     return torch.bmm(products * decay, dt[..., None] * x)
 
 
@@ -313,15 +311,15 @@ def _carry(
     B: Tensor,
     C: Tensor,
     u: Tensor,
-    decay: Tensor,
-    scale: Tensor,
+    factor: Tensor,
     steps: Sequence[int],
     go_on: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """C S, where S is the state before each of the R G chunks, and the last states, if there is to be one.
+    """C factor S, S the state before each of the R G chunks, and the last states, if there is to be one.
 
-    S' = scale (decay S + B^T u), chunk after chunk, for all sequences at once; the shortest leave first.
+    S' = factor (factor S + B^T u), chunk after chunk, for all sequences at once; the shortest leave first.
     """
+    add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_  # the gradient needs what is read
     read, ended, start = [], list[Tensor](), 0
     for step, count in enumerate(steps, 1):
         now = slice(start, start := start + count)
@@ -329,13 +327,13 @@ def _carry(
             read.append(torch.zeros_like(u[now]))
         else:
             ended.insert(0, state[count:])
-            state = state[:count]
+            state = state[:count] * factor[now]
             read.append(torch.bmm(C[now], state))
         if step == len(steps) and not go_on:
             return torch.cat(read), None
         added = B[now].mT, u[now]
-        state = torch.bmm(*added) if state is None else (state * decay[now]).baddbmm_(*added)
-        state = state.mul_(scale[now])
+        state = torch.bmm(*added) if state is None else add(state, *added)
+        state = state.mul_(factor[now])
     assert state is not None
     return torch.cat(read), torch.cat([state, *ended])
 
