@@ -1,75 +1,27 @@
 """What a user holds after `load`: a sequence model with one verb a question."""
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ribozyme.engine.device import batch_tokens as default_batch_tokens
-from ribozyme.engine.embed import (
-    OVERLONG,
-    Array,
-    Compute,
-    Cutter,
-    Ids,
-    Overlong,
-    Piece,
-    Tokenizer,
-    letter_rows,
-    run,
-    stitch,
-)
+from ribozyme.engine.embed import OVERLONG, Array, Cutter, Overlong, Piece, Tokenizer
 from ribozyme.engine.family import depth, formats_of
-from ribozyme.engine.parts import PART, Budget, OnError, Part, Prepared, check_on_error, prefetch
-from ribozyme.errors import ConfigError, InputError
-from ribozyme.io.sequences import Record, read_or_reject, read_sequences
-from ribozyme.packing import POOLINGS, Packed, Pooling, pool
+from ribozyme.engine.masked import Filled, fill_masks, masked_score
+from ribozyme.engine.parts import Budget, OnError, Part, Prepared, computed, one_by_one, prefetch
+from ribozyme.engine.questions import Network, Question, embedding, letters, next_letters
+from ribozyme.engine.sequence_parts import Reader, Settings
+from ribozyme.errors import ConfigError
+from ribozyme.io.sequences import read_or_reject
+from ribozyme.packing import POOLINGS, Pooling
 from ribozyme.registry import Model
-from ribozyme.report import Rejected, Report
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How sequences become embeddings: the arguments of `embed`, each checked and decided."""
-
-    pooling: Pooling
-    layer: int
-    overlong: Overlong
-    batch_tokens: int
-    strict: bool
-    sequence_column: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of the network.
-
-    single : of inputs that fit its window; windowed : of the windows of others, joined by `whole`
-    """
-
-    single: Compute
-    windowed: Compute
-    whole: Callable[[Sequence[Piece], Sequence[Array]], Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """The model's letters for one masked position, likeliest first.
-
-    position : index of the mask among the letters of its sequence, from 0
-    letters, probabilities : the best letters (codons), with their probabilities under the whole vocabulary
-    """
-
-    position: int
-    letters: tuple[str, ...]
-    probabilities: tuple[float, ...]
+from ribozyme.report import Report
 
 
 class SequenceModel:
@@ -93,6 +45,10 @@ class SequenceModel:
     def config(self) -> Any:
         """The network's sizes (a frozen dataclass of its family)."""
         return self.module.config
+
+    @property
+    def _network(self) -> Network:
+        return Network(self.module, self.tokenizer, self.device)
 
     def embed(
         self,
@@ -140,11 +96,7 @@ class SequenceModel:
 
     def stream(self, sequences: Any, **settings: Any) -> Iterator[tuple[str, Array]]:
         """As `embed`, one (name, array) at a time, in flat memory."""
-        report = Report()
-        for part in self.parts(sequences, **settings):
-            yield from zip(part.names, part.rows)
-            report.merge(part.report)
-        report.finish()
+        return one_by_one(self.parts(sequences, **settings))
 
     def parts(
         self, sequences: Any, *, start: int = 0, on_error: OnError = "fail", **settings: Any
@@ -159,10 +111,8 @@ class SequenceModel:
         settings : those of `embed`
         """
         how = self.settings(**settings)
-        budget = Budget(how.batch_tokens)
         with closing(prefetch(self.prepare(sequences, how, start=start, on_error=on_error))) as ready:
-            for prepared in ready:
-                yield self.compute(prepared, how, budget)
+            yield from computed(self, how, ready)
 
     def settings(
         self,
@@ -190,23 +140,9 @@ class SequenceModel:
 
         What can be read twice is looked at as a whole first: bad inputs are errors before long work starts.
         """
-        check_on_error(on_error)
-        skip, cutter = on_error == "skip", self._cutter(how.overlong)
-        once = isinstance(sequences, Iterator) or (isinstance(sequences, str) and sequences == "-")
-        if not (skip or once or start):
-            check = Report(how.strict)
-            for one in read_sequences(sequences, sequence_column=how.sequence_column):
-                cutter.cut(one.name, self._encode(one, check), check)
-        read = read_or_reject if skip else read_sequences
-        records = read(sequences, sequence_column=how.sequence_column)
-        part, size = Prepared(start, start, report=Report(how.strict)), 0
-        for record in islice(records, start, None):
-            size += self._add(part, record, cutter, skip)
-            if size >= PART * how.batch_tokens:
-                yield part
-                part, size = Prepared(part.end, part.end, report=Report(how.strict)), 0
-        if part.end > part.start:
-            yield part
+        longest = self.config.max_letters
+        cutter = Cutter(longest, how.overlong, overlap=0 if longest is None else longest // 4)
+        return Reader(self.tokenizer, cutter, how).parts(sequences, start, on_error)
 
     def count(self, sequences: Any, how: Settings) -> int:
         """How many inputs there are, bad ones among them."""
@@ -214,7 +150,7 @@ class SequenceModel:
 
     def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
         """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
-        rows = self._answers(prepared, self._embedding(how.pooling, how.layer), budget)
+        rows = self._answers(prepared, embedding(self._network, how.pooling, how.layer), budget)
         return Part(prepared.start, prepared.end, prepared.names, rows, prepared.rejected, prepared.report)
 
     def logits(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> list[Array]:
@@ -229,8 +165,7 @@ class SequenceModel:
         CheckpointError : the checkpoint came without its language-model head.
         """
         self._need_head()
-        each = self._per_letter(lambda rows: self.module.logits(rows))
-        return list(self._results(sequences, Question(each, each, stitch), overlong, strict))
+        return list(self._results(sequences, letters(self._network, self.module.logits), overlong, strict))
 
     def score(self, sequences: Any, *, overlong: Overlong = "error", strict: bool = False) -> Array:
         """Mean log-likelihood of the letters of each sequence under the model.
@@ -244,12 +179,12 @@ class SequenceModel:
         """
         self._need_head()
         if self.config.causal:
-            asked = Question(self._next, self._next, _summed)
-            sums = self._results(sequences, asked, overlong, strict)
+            sums = self._results(sequences, next_letters(self._network), overlong, strict)
             totals = [total / terms if terms else np.nan for total, terms in sums]
             return np.array(totals, np.float32)
         scores = [
-            sum(map(self._masked_score, pieces)) / sum(len(piece.ids) for piece in pieces)
+            sum(masked_score(self._network, piece) for piece in pieces)
+            / sum(len(piece.ids) for piece in pieces)
             for pieces in self._pieces(sequences, overlong, strict)
         ]
         return np.array(scores, np.float32)
@@ -270,16 +205,7 @@ class SequenceModel:
                 "this model predicts the next letter and has no <mask>", hint="use score, or a masked model"
             )
         self._need_head()
-        letters = self.tokenizer.letters
-        # codons with N were never trained: their rows are noise in the folders that have them
-        real = np.array([k for k, x in enumerate(letters) if x[:1] != "<" and not (len(x) == 3 and "N" in x)])
-        filled: list[list[Filled]] = []
-        to_logits = self._per_letter(lambda rows: self.module.logits(rows).float().softmax(-1))
-        for pieces in self._pieces(sequences, "error", strict):
-            [probabilities] = self._run(pieces, to_logits, self._default_budget)
-            masked = np.flatnonzero(pieces[0].ids == self.tokenizer.mask_id)
-            filled.append([_ranked(int(p), probabilities[p], letters, real, top) for p in masked])
-        return filled
+        return [fill_masks(self._network, piece, top) for [piece] in self._pieces(sequences, "error", strict)]
 
     def untrained(self, seed: int = 0) -> "SequenceModel":
         """The same network with fresh random weights, to see what training gave."""
@@ -302,53 +228,6 @@ class SequenceModel:
     def _need_head(self) -> None:
         self.module.logits(torch.zeros(0, self.config.dim, device=self.device))
 
-    def _per_letter(self, head: Callable[[Tensor], Tensor]) -> Compute:
-        def compute(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = letter_rows(self.module.encode(batch), batch, self.tokenizer)
-            return list(head(rows).split(letters))
-
-        return compute
-
-    def _embedding(self, pooling: Pooling, layer: int) -> Question:
-        def pooled(batch: Packed, letters: tuple[int, ...]) -> Tensor:
-            if pooling in ("first", "last"):  # of the last layer, these rows alone are computed
-                cu, after = batch.cu_seqlens.long(), len(self.tokenizer.suffix)
-                rows = cu[:-1] if pooling == "first" else cu[1:] - 1 - after
-                return self.module.encode(batch, layer=layer, rows=rows).float()
-            rows = self.module.encode(batch, layer=layer)
-            return pool(letter_rows(rows, batch, self.tokenizer), letters, pooling)
-
-        def each(batch: Packed, letters: tuple[int, ...]) -> Sequence[Tensor]:
-            rows = self.module.encode(batch, layer=layer)
-            return list(letter_rows(rows, batch, self.tokenizer).split(letters))
-
-        if pooling == "none":
-            return Question(each, each, stitch)
-        if pooling == "first":
-            return Question(pooled, pooled, self._first_of_windows)
-        return Question(pooled, each, _pool_windows(pooling))
-
-    def _cutter(self, overlong: Overlong) -> Cutter:
-        longest = self.config.max_letters
-        return Cutter(longest, overlong, overlap=0 if longest is None else longest // 4)
-
-    def _add(self, part: Prepared, record: Record | Rejected, cutter: Cutter, skip: bool) -> int:
-        """One more input into a part; returns its letters."""
-        position, part.end = part.end, part.end + 1
-        if isinstance(record, Rejected):
-            part.rejected.append(record)
-            return 1
-        try:
-            pieces = cutter.cut(record.name, self._encode(record, part.report), part.report)
-        except InputError as error:
-            if not skip:
-                raise
-            part.rejected.append(Rejected(position, record.name, error.message))
-            return 1
-        part.names.append(record.name)
-        part.inputs.append(pieces)
-        return sum(len(piece.ids) for piece in pieces)
-
     def _pieces(self, sequences: Any, overlong: Overlong, strict: bool) -> Iterator[list[Piece]]:
         """Every input, cut."""
         report = Report()
@@ -356,20 +235,6 @@ class SequenceModel:
             yield from prepared.inputs
             report.merge(prepared.report)
         report.finish()
-
-    @property
-    def _default_budget(self) -> Budget:
-        return Budget(default_batch_tokens(self.device))
-
-    def _encode(self, record: Record, report: Report) -> Ids:
-        try:
-            ids = self.tokenizer.encode(record.sequence)
-        except InputError as error:
-            error.add_note(f"in sequence {record.name!r}")
-            raise
-        unknown = int((ids == self.tokenizer.unknown_id).sum())
-        report.add("letters that the model does not know, read as unknown", record.name, unknown)
-        return ids
 
     def _results(
         self, sequences: Any, question: Question, overlong: Overlong, strict: bool
@@ -387,72 +252,13 @@ class SequenceModel:
         """One answer an input of a part."""
         before = budget.halved
         fits = [pieces[0] for pieces in prepared.inputs if len(pieces) == 1]
-        ready = iter(self._run(fits, question.single, budget))
+        ready = iter(self._network.run(fits, question.single, budget))
         answers = [
             next(ready)
             if len(pieces) == 1
-            else question.whole(pieces, self._run(pieces, question.windowed, budget))
+            else question.whole(pieces, self._network.run(pieces, question.windowed, budget))
             for pieces in prepared.inputs
         ]
         if budget.halved > before:
             budget.note(prepared.report, before)
         return answers
-
-    def _run(self, pieces: Sequence[Piece], compute: Compute, budget: Budget) -> list[Array]:
-        return run(pieces, self.tokenizer, self.device, budget, compute)
-
-    def _first_of_windows(self, pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
-        """`<cls>` sees only its own window, so windows are averaged; the first letter is in the first one."""
-        return np.mean(rows, axis=0, dtype=np.float32) if self.tokenizer.prefix else rows[0]
-
-    def _next(self, batch: Packed, letters: tuple[int, ...]) -> Tensor:
-        """(2,) a sequence: the log-likelihood of its letters but the first, and how many those are."""
-        logs = self.module.logits(self.module.encode(batch)).float().log_softmax(-1)
-        of_next = logs.gather(1, batch.ids.roll(-1)[:, None])[:, 0]
-        sums = [(one[:-1].sum(), one.new_tensor(len(one) - 1)) for one in of_next.split(letters)]
-        return torch.stack([torch.stack(pair) for pair in sums])
-
-    def _masked_score(self, piece: Piece) -> float:
-        """The log-likelihood of every letter, each masked in turn, added up."""
-        length = len(piece.ids)
-        assert self.tokenizer.mask_id is not None  # a masked model has one
-        per_group = max(1, PART * default_batch_tokens(self.device) // length)
-        total = 0.0
-        for start in range(0, length, per_group):
-            places = np.arange(start, min(start + per_group, length))
-            masked = [np.where(np.arange(length) == p, self.tokenizer.mask_id, piece.ids) for p in places]
-            total += self._masked_group(masked, places, piece.ids)
-        return total
-
-    def _masked_group(self, masked: list[Ids], places: Ids, true: Ids) -> float:
-        """Log-likelihood of the true letters at `places`, one masked copy of the sequence a place."""
-        place_of = {ids.tobytes(): int(p) for ids, p in zip(masked, places)}
-
-        def compute(batch: Packed, letters: tuple[int, ...]) -> Tensor:
-            rows = letter_rows(self.module.encode(batch), batch, self.tokenizer).split(letters)
-            ids = letter_rows(batch.ids, batch, self.tokenizer).split(letters)
-            spots = [place_of[one.cpu().numpy().tobytes()] for one in ids]
-            chosen = torch.stack([row[p] for row, p in zip(rows, spots)])
-            return self.module.logits(chosen).float().log_softmax(-1)
-
-        logs = self._run([Piece(ids) for ids in masked], compute, self._default_budget)
-        return float(sum(row[true[p]] for row, p in zip(logs, places)))
-
-
-def _pool_windows(how: Pooling) -> Callable[[Sequence[Piece], Sequence[Array]], Array]:
-    """Pool an input that was read in windows: its stitched letter rows, pooled as if read at once."""
-
-    def whole(pieces: Sequence[Piece], rows: Sequence[Array]) -> Array:
-        letters = torch.from_numpy(stitch(pieces, rows))
-        return pool(letters, [len(letters)], how)[0].numpy()
-
-    return whole
-
-
-def _summed(pieces: Sequence[Piece], sums: Sequence[Array]) -> Array:
-    return np.sum(sums, axis=0, dtype=np.float32)
-
-
-def _ranked(position: int, row: Array, letters: tuple[str, ...], real: Ids, top: int) -> Filled:
-    best = real[np.argsort(-row[real], kind="stable")[:top]]
-    return Filled(position, tuple(letters[k] for k in best), tuple(float(row[k]) for k in best))

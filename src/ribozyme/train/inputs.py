@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ribozyme.engine.embed import Cutter, Overlong
+from ribozyme.engine.sequence_parts import encode
 from ribozyme.engine.sequences import SequenceModel
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.sequences import read_sequences
@@ -92,14 +93,7 @@ def read_inputs(
     before, after = special_tokens(model)
     ids = []
     for record in read_sequences(data):
-        try:
-            letters = model.tokenizer.encode(record.sequence)
-        except InputError as error:
-            error.add_note(f"in sequence {record.name!r}")
-            raise
-        unknown = int((letters == model.tokenizer.unknown_id).sum())
-        report.add("letters that the model does not know, read as unknown", record.name, unknown)
-        [piece] = cutter.cut(record.name, letters, report)
+        [piece] = cutter.cut(record.name, encode(model.tokenizer, record, report), report)
         ids.append(np.concatenate([before, piece.ids, after]))
     report.finish(stacklevel=4)
     return Inputs(ids, special=len(before) + len(after))
