@@ -1,3 +1,6 @@
+import ctypes
+import platform
+
 import pytest
 import torch
 
@@ -28,3 +31,11 @@ def test_a_missing_gpu_is_an_error_not_a_fallback(monkeypatch):
     assert places.choose_device("auto") == CPU
     with pytest.raises(DeviceError, match="no CUDA"):
         places.choose_device("cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own ways")
+def test_large_blocks_come_from_memory_that_the_process_keeps():
+    places.keep_freed_memory()
+    sbrk = ctypes.CDLL(None).sbrk
+    sbrk.restype, sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    assert torch.empty(20 * 2**20, dtype=torch.uint8).data_ptr() < sbrk(0)  # mapped blocks are above it

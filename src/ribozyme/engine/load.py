@@ -6,7 +6,7 @@ from typing import Any
 
 from ribozyme import registry
 from ribozyme.checkpoint import Checkpoint, open_checkpoint
-from ribozyme.engine.device import choose_device, choose_dtype
+from ribozyme.engine.device import choose_device, choose_dtype, keep_freed_memory
 from ribozyme.engine.family import formats
 from ribozyme.errors import CheckpointError
 from ribozyme.hub import resolve
@@ -22,6 +22,7 @@ CLASSES = {
 def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
     """The model of that name, folder, file or hub id; arguments and errors as in `ribozyme.load`."""
     where = choose_device(device)
+    keep_freed_memory()
     resolved = resolve(str(name))
     checkpoint = open_checkpoint(resolved.path)
     family = resolved.model.family if resolved.model else recognise(checkpoint)

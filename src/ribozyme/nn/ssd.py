@@ -10,10 +10,10 @@ start, and turns the recurrence into matrix products. With s the running sum of 
     y_i = sum_{j<=i} (C_i . B_j) exp(s_i - s_j) dt_j x_j  +  exp(s_i) C_i . S      S: state before the chunk
     S'  = exp(s_Q) S + sum_j exp(s_Q - s_j) dt_j x_j B_j^T                         S': state after it
 
-For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i + r) exp(s_Q + r - s_j), it leaves
-products that all heads of a group share. With r = -s_Q / 2 that is exact while both factors can be written
-down. A head that forgets too fast for it in a chunk (|s_Q| > 120) gets its own matrix there instead, and r = 60:
-then S' = exp(-r) (exp(-r) S + sum_j exp(s_Q + r - s_j) dt_j x_j B_j^T) is too large by less than exp(-120) S.
+For one head the decay exp(s_i - s_j) is a full matrix. Taken apart, exp(s_i + r) exp(s_Q + r - s_j), it
+leaves products that all heads of a group share: with r = -s_Q / 2, exact while both factors can be written
+down. A head that forgets too fast for it in a chunk (|s_Q| > 120) gets its own matrix there instead, r = 60,
+and S' = exp(-r) (exp(-r) S + sum_j exp(s_Q + r - s_j) dt_j x_j B_j^T), which is within exp(-120) S.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,14 +64,12 @@ class Block:
     tokens : the R Q tokens, a slice where they stand end to end; past the end of a sequence its last again
     padding : (R, Q, 1) True there, or None if there is no such place
     steps : how many of the R chunks have the same number; never rises, the sequences keep their order
-    following : (R,) the row of the next chunk of the same sequence, or R
     """
 
     shape: tuple[int, int]
     tokens: Tensor | slice
     padding: Tensor | None
     steps: tuple[int, ...]
-    following: Tensor
 
     @classmethod
     def of(cls, starts: Array, members: Array, size: int) -> "Block":
@@ -83,22 +81,19 @@ class Block:
         member = np.concatenate([np.arange(count) for count in steps])
         end = starts[members + 1][member][:, None]
         tokens = (starts[members][member] + number * size)[:, None] + np.arange(size)
-        following = np.arange(len(number)) + np.repeat(steps, steps)
-        goes_on = member < np.repeat([*steps[1:], 0], steps)
         padding = tokens >= end
         return cls(
             shape=tokens.shape,
             tokens=torch.from_numpy(np.minimum(tokens, end - 1).ravel()),
             padding=torch.from_numpy(padding)[..., None] if padding.any() else None,
             steps=tuple(steps),
-            following=torch.from_numpy(np.where(goes_on, following, len(number))),
         )
 
     @classmethod
     def alone(cls, start: int, rows: int, size: int) -> "Block":
         """Chunks of one sequence, from token `start` on."""
         tokens = slice(start, start + rows * size)
-        return cls((rows, size), tokens, None, (1,) * rows, torch.arange(1, rows + 1))
+        return cls((rows, size), tokens, None, (1,) * rows)
 
     def to(self, device: torch.device) -> "Block":
         """The same block on another device."""
@@ -106,7 +101,6 @@ class Block:
             self,
             tokens=self.tokens if isinstance(self.tokens, slice) else self.tokens.to(device),
             padding=None if self.padding is None else self.padding.to(device),
-            following=self.following.to(device),
         )
 
     def read(self, rows: Tensor) -> Tensor:
@@ -300,9 +294,7 @@ def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
 
     products : (h, Q, Q); s, dt : (h, Q); x : (h, Q, P)
     """
-    decay = (
-        (s[:, :, None] - s[:, None, :]).clamp(-SEPARABLE / 2, 0).exp()
-    )  # no more than 1 above the diagonal
+    decay = (s[:, :, None] - s[:, None, :]).clamp(-SEPARABLE / 2, 0).exp()  # `products` is 0 where j > i
     return torch.bmm(products * decay, dt[..., None] * x)
 
 

@@ -115,8 +115,8 @@ def test_neither_batch_mates_nor_order_matter(lengths, seed):
     ids = [one.numpy() for one in batch.split(batch.ids)]
     turned = Packed.of(ids[::-1])
     for one, own, other in zip(ids, rows, reversed(turned.split(module.encode(turned)))):
-        assert_close(own, module.encode(Packed.of([one])), atol=1e-5, rtol=0)
-        assert_close(own, other, atol=1e-5, rtol=0)
+        assert_close(own, module.encode(Packed.of([one])), atol=1e-5, rtol=1e-5)
+        assert_close(own, other, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
