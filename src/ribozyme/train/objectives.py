@@ -23,6 +23,7 @@ from ribozyme.errors import ConfigError
 from ribozyme.models.scgpt.heads import contrastive_loss, elastic_similarity_loss
 from ribozyme.packing import Packed, pool
 from ribozyme.pp.window import draws, in_window
+from ribozyme.train.components import Components
 from ribozyme.train.feed import Keys
 from ribozyme.train.loop import Batch
 
@@ -241,6 +242,7 @@ class MaskedValues:
         batches : cross-entropy of its batch `label` behind reversed gradients (DAB): cells forget it
         similarity : mean of 1 - (cos - threshold)^2 over pairs of cells of the micro-batch (ECS)
         contrast : finding each cell again in a second pass with other dropout (CCE)
+        components : squared error of `components` of the whole cell, told by the cell embedding
 
     A network with `domains` norms each cell by its batch label (DSBN).
     """
@@ -251,11 +253,14 @@ class MaskedValues:
     share: float = 0.4
     parts: dict[str, float] = field(default_factory=lambda: {"expression": 1.0, "mvc": 1.0})
     threshold: float = 0.8
+    components: Components | None = None
 
     def __post_init__(self) -> None:
         if unknown := [part for part in self.parts if part not in {*OF_GENES, *OF_CELLS}]:
             known = ", ".join([*OF_GENES, *OF_CELLS])
             raise ConfigError(f"part {unknown[0]!r} does not exist", hint=f"any of {known}")
+        if ("components" in self.parts) != (self.components is not None):
+            raise ConfigError("part 'components' and components go together")
 
     def length(self, example: Example) -> int:
         """Tokens of a cell."""
@@ -271,6 +276,8 @@ class MaskedValues:
         rows = hidden.nonzero()[:, 0]
         kinds = torch.tensor([one.kind for one in examples])
         targets = {"rows": rows, "values": clean.values[rows], "labels": _labels(examples), "kinds": kinds}
+        if self.components is not None:
+            targets["components"] = self.components.of(examples, self.bins)
         counts = {part: float(len(rows) if part in OF_GENES else len(examples)) for part in self.parts}
         return Batch(inputs, targets, counts)
 
@@ -289,6 +296,8 @@ class MaskedValues:
                 sums[part] = contrastive_loss(output.cell, again.cell) * len(output.cell)
             elif part == "similarity":
                 sums[part] = elastic_similarity_loss(output.cell, self.threshold) * len(output.cell)
+            elif part == "components":
+                sums[part] = (output.cell.float() - batch.targets[part]).square().mean(1).sum()
             else:
                 goal = batch.targets["kinds" if part == "classes" else "labels"]
                 sums[part] = F.cross_entropy(getattr(output, HEADS[part]).float(), goal, reduction="sum")
@@ -385,7 +394,7 @@ OF_GENES: dict[str, Callable[[Any, Tensor, Tensor, int], Tensor]] = {
 }
 """Parts that are sums over hidden bins."""
 
-OF_CELLS = {"classes", "batches", "similarity", "contrast"}
+OF_CELLS = {"classes", "batches", "similarity", "contrast", "components"}
 """Parts that are sums over cells."""
 
 

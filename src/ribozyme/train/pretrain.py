@@ -19,6 +19,7 @@ from ribozyme.engine.family import formats_of
 from ribozyme.engine.load import load
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.nn.linear import set_matmul_dtype
+from ribozyme.train.components import Components
 from ribozyme.train.corpus import CellCorpus, Coding, SequenceCorpus, held_examples
 from ribozyme.train.feed import BUFFER, Corpus, Feed, InMemory
 from ribozyme.train.loop import Loop, Objective, evaluate
@@ -96,6 +97,7 @@ def pretrain(
     *,
     scratch: bool = False,
     validation: Any = None,
+    components: Components | None = None,
     batch_tokens: int | None = None,
     save_every: int = 500,
     log_every: int = 50,
@@ -114,6 +116,7 @@ def pretrain(
     folder : where the run is kept; with an unfinished one of the same settings in it, the run goes on
     scratch : begin with fresh weights, of the same sizes, instead of those of the model
     validation : another corpus to validate on, instead of a part of the first that is held out
+    components : of masked `values`: what the cell embedding is to tell, in the place of each gene's bin
     batch_tokens : tokens that go through the network at once; bounds the memory, not the result
     save_every, log_every : steps between checkpoints, and between lines of the log
     watch : called after each line of the log
@@ -131,7 +134,7 @@ def pretrain(
         loaded = loaded.untrained(recipe.seed)
     set_matmul_dtype(loaded.module, torch.float32)
     formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
-    objective = objective_of(loaded, recipe)
+    objective = objective_of(loaded, recipe, components)
     source, held = parts(
         loaded, corpus, recipe, validation, sequence_column=sequence_column, gene_column=gene_column
     )
@@ -203,7 +206,7 @@ def _is_name(model: Any) -> bool:
     return isinstance(model, str | Path)
 
 
-def objective_of(model: Any, recipe: Recipe) -> Objective:
+def objective_of(model: Any, recipe: Recipe, components: Components | None = None) -> Objective:
     """What `pretrain` with this recipe trains the model for."""
     cells = model.reads == "cells"
     default = "values" if cells else "next" if model.config.causal else "masked"
@@ -211,8 +214,10 @@ def objective_of(model: Any, recipe: Recipe) -> Objective:
     fits = ("values", "generative") if cells else ("next",) if model.config.causal else ("masked",)
     if name not in fits:
         raise ConfigError(f"objective {name!r} is not for this model", hint=f"one of {', '.join(fits)}")
+    if components is not None and name != "values":
+        raise ConfigError("components are of cells", hint="use them with objective='values'")
     if cells:
-        return _of_cells(model, recipe, name)
+        return _of_cells(model, recipe, name, components)
     window = model.config.max_letters
     limits = [limit for limit in (window, recipe.longest) if limit is not None]
     reading = Letters(
@@ -243,7 +248,7 @@ def _marks(tokenizer: Any, recipe: Recipe) -> tuple[int, float] | None:
     return tokenizer.letters.index("E"), 0.4
 
 
-def _of_cells(model: Any, recipe: Recipe, name: str) -> Objective:
+def _of_cells(model: Any, recipe: Recipe, name: str, components: Components | None) -> Objective:
     config = model.config
     longest = 1_199 if recipe.longest is None else recipe.longest
     reading = Genes(cls_id=model.vocabulary.cls_id, cls_value=config.pad_value, longest=longest)
@@ -252,7 +257,9 @@ def _of_cells(model: Any, recipe: Recipe, name: str) -> Objective:
             raise ConfigError("this network has no flag for genes to generate", hint="use objective='values'")
         return Generative(reading, config.n_bins)
     share = 0.4 if recipe.share is None else recipe.share
-    return MaskedValues(reading, config.mask_value, config.n_bins, share)
+    of_cell = "components" if components is not None else "mvc" if config.mvc else None
+    told = {"expression": 1.0} | ({of_cell: 1.0} if of_cell else {})
+    return MaskedValues(reading, config.mask_value, config.n_bins, share, told, components=components)
 
 
 def _corpus(
