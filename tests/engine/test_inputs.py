@@ -160,6 +160,14 @@ def test_a_folder_that_is_one_input_is_not_taken_apart(tmp_path):
     assert not is_url("a.fa")
 
 
+def test_suffixes_may_be_in_upper_case(rnafm, tmp_path):
+    for name in ("b.FASTA", "a.Fa"):
+        (tmp_path / name).write_text(">x\nACGU\n")
+    assert files_of(str(tmp_path)) == [str(tmp_path / "a.Fa"), str(tmp_path / "b.FASTA")]
+    assert embed_file(rnafm, tmp_path, tmp_path / "out.npz", **HOW) == Outcome(rows=2)
+    assert [holds_cells(name) for name in ("A.H5AD", "A.FA")] == [True, False]
+
+
 def test_what_cannot_be_read_is_said_before_work_begins(rnafm, scgpt, folder, cells_folder, tmp_path):
     with pytest.raises(InputError, match="no such file or folder, or nothing in it"):
         files_of(str(tmp_path / "none"))

@@ -25,7 +25,7 @@ def write(sink: Sink, model: Any, source: str, how: Any, key: str) -> None:
     (inputs, _) = sink.gaps()[-1]
     shape = (inputs, model.config.dim)
     with AtomicFile(sink.output) as temporary:
-        if source.endswith(".h5ad"):
+        if source.lower().endswith(".h5ad"):
             shutil.copyfile(source, temporary)
             _reserve(temporary, 4 * inputs * model.config.dim + 2**20)
             with h5py.File(temporary, "r+") as file:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ribozyme.engine.parts import Prepared, prefetch
 from ribozyme.errors import InputError, MissingExtraError, RibozymeError
-from ribozyme.io.kinds import CELLS, CELLS_ONLY, kind_of_folder
+from ribozyme.io.kinds import CELLS, is_only_cells, kind_of_folder
 from ribozyme.io.sequences import SUFFIXES as SEQUENCES
 from ribozyme.io.streams import COMPRESSED
 
@@ -52,7 +52,7 @@ def files_of(source: str) -> list[str]:
 
 def holds_cells(file: str) -> bool:
     """Does the name of a file say that cells are in it? A folder that is one input has cells."""
-    return file.endswith(CELLS_ONLY) or (not is_url(file) and Path(file).is_dir())
+    return is_only_cells(file) or (not is_url(file) and Path(file).is_dir())
 
 
 def marks(file: str) -> dict[str, str]:
@@ -89,7 +89,7 @@ def _checked(source: str, files: list[str]) -> list[str]:
         raise InputError(f"{source}: there is no such file or folder, or nothing in it")
     known = (*CELLS, *SEQUENCES)
     for file in files:
-        bare = file
+        bare = file.lower()
         for packed in COMPRESSED:
             bare = bare.removesuffix(packed)
         if not bare.endswith(known):

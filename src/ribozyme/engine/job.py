@@ -22,7 +22,7 @@ from ribozyme.engine.outputs import WRITERS, write_output
 from ribozyme.engine.parts import Part, check_on_error, computed, prefetch
 from ribozyme.engine.sink import Sink, is_begun, parts_folder
 from ribozyme.errors import ConfigError, OutputError
-from ribozyme.io.kinds import TABLES
+from ribozyme.io.kinds import is_table
 from ribozyme.io.tables import check_output
 
 log = logging.getLogger("ribozyme")
@@ -197,7 +197,7 @@ def _check_paths(input: str, files: list[str], output: Path, resume: bool) -> No
                 f"{parts_folder(output)} holds results of an earlier job; standard input can go on with none",
                 hint="finish that job as it was begun, or delete the folder (its shards are plain Parquet)",
             )
-    if output.suffix.lower() not in WRITERS or not (holds_cells(files[0]) or input.endswith(TABLES)):
+    if output.suffix.lower() not in WRITERS or not (holds_cells(files[0]) or is_table(input)):
         check_output(output)
     elif files != [input] or is_url(input):
         raise ConfigError(
@@ -215,7 +215,7 @@ def _loaded(model: Any, input: str, load: Callable[..., Any], device: str, dtype
 def _check_kinds(model: Any, input: str, output: Path) -> None:
     """A table holds what the model reads; the names of other files say what is in them."""
     holds = "cells" if holds_cells(input) else "sequences"
-    if model.reads != holds and not input.endswith(TABLES):
+    if model.reads != holds and not is_table(input):
         name = model.record.name if model.record else type(model.module).__name__
         raise ConfigError(f"{name} reads {model.reads}, and {input} holds {holds}")
     if model.reads == "sequences":
