@@ -36,7 +36,7 @@ from ribozyme.train.baselines import baselines
 
 ROOT = Path(__file__).parents[1]
 MODES: dict[str, dict[str, Any]] = {
-    "frozen": {"layers": 0, "epochs": 40},
+    "frozen": {"layers": 0},
     "lora": {"layers": 0, "lora_rank": 8, "epochs": 15},
     "full": {"layers": None, "learning_rate": 1e-3, "epochs": 15},
 }

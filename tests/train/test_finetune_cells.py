@@ -46,7 +46,7 @@ def test_cells_are_learnt_by_heart_from_labels_in_obs(cells, pooling, tmp_path):
     history = tuned.fit(
         cells, cells.obs["kind"], layers=None, epochs=60, learning_rate=0.01, batch_size=8, decay="cosine"
     )
-    assert history.loss[-1] < 0.02
+    assert history.loss[-1] < 0.1
     assert tuned.predict(cells).tolist() == cells.obs["kind"].tolist()
     tuned.save(tmp_path)
     again = FineTuned.load(tmp_path)

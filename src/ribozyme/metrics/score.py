@@ -65,6 +65,12 @@ class Score:
         kept: dict[str, Any] = {k: None if math.isnan(v) else v for k, v in numbers.items()}
         return {**kept, "n": self.n, **({"reason": self.reason} if self.reason else {})}
 
+    @classmethod
+    def from_dict(cls, about: dict[str, Any]) -> "Score":
+        """What `to_dict` gave."""
+        numbers = {k: math.nan if about[k] is None else float(about[k]) for k in ("value", "low", "high")}
+        return cls(**numbers, n=int(about["n"]), reason=str(about.get("reason", "")))
+
 
 def bootstrap(
     statistic: Statistic,

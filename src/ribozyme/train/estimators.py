@@ -8,10 +8,7 @@ They take what `read_sequences` reads, or an AnnData, as X, and work in `cross_v
 `Pipeline`. Each is a `FineTuned` with everything that was chosen for it, saved with it.
 """
 
-import json
-import platform
-from collections.abc import Iterable
-from importlib import metadata
+from dataclasses import KW_ONLY, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,16 +22,14 @@ from sklearn.utils.validation import check_is_fitted
 import ribozyme.metrics as metrics
 from ribozyme.engine.embed import Overlong
 from ribozyme.errors import CheckpointError, InputError
-from ribozyme.files import AtomicFile
-from ribozyme.io.sequences import read_sequences
 from ribozyme.metrics import Score
-from ribozyme.train.finetune import FineTuned, read_saved
+from ribozyme.train import saved
+from ribozyme.train.finetune import FineTuned
 from ribozyme.train.inputs import Inputs, read_inputs
 from ribozyme.train.labels import Labels, Level, Task
 from ribozyme.train.splits import Rows, split
+from ribozyme.train.xy import columns_of, count_of, examples, take
 
-FORMAT = 1
-SETTINGS = "estimator.json"
 FEWEST = 20
 """Of fewer examples (groups) none is held back for validation."""
 WARMUP = 0.05
@@ -44,11 +39,11 @@ RESAMPLES = 200
 EPOCHS = {"head": 100, "lora": 20, "layers": 20}
 RATES = {"head": 1e-2, "lora": 1e-3, "layers": 3e-4}
 """Epochs and learning rates by what is trained, where none are given."""
-PACKAGES = ("ribozyme", "torch", "numpy", "scikit-learn", "safetensors")
 
 Array = npt.NDArray[Any]
 
 
+@dataclass(eq=False, repr=False)  # whose signature scikit-learn reads
 class Estimator(BaseEstimator):
     """What `Classifier`, `Regressor`, `TokenClassifier` and `TokenRegressor` share.
 
@@ -62,7 +57,8 @@ class Estimator(BaseEstimator):
     hidden : inner width of an `mlp`, channels of a `textcnn`
     dropout : share of numbers that the head drops while training
     epochs : at most, by default 100 of the head alone, else 20; with a validation part, training stops after
-        `patience` epochs that are no better
+        `patience` epochs that are no better. A linear head alone is solved instead (`train/linear.py`),
+        unless `epochs`, `learning_rate` or `dropout` is given
     learning_rate : by default 1e-2 of the head alone, 1e-3 with LoRA, 3e-4 of layers
     weight_decay : of matrices
     batch_size : inputs of a step
@@ -83,44 +79,24 @@ class Estimator(BaseEstimator):
 
     level: ClassVar[Level] = "input"
 
-    def __init__(
-        self,
-        model: Any = "rnafm-mini",
-        *,
-        head: str = "linear",
-        layers: int | None = 0,
-        lora_rank: int | None = None,
-        pooling: str | None = None,
-        hidden: int | None = None,
-        dropout: float = 0.0,
-        epochs: int | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.01,
-        batch_size: int = 16,
-        batch_tokens: int | None = None,
-        validation: float = 0.1,
-        patience: int | None = 10,
-        overlong: Overlong = "error",
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.model = model
-        self.head = head
-        self.layers = layers
-        self.lora_rank = lora_rank
-        self.pooling = pooling
-        self.hidden = hidden
-        self.dropout = dropout
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.batch_tokens = batch_tokens
-        self.validation = validation
-        self.patience = patience
-        self.overlong = overlong
-        self.seed = seed
-        self.device = device
+    model: Any = "rnafm-mini"
+    _: KW_ONLY
+    head: str = "linear"
+    layers: int | None = 0
+    lora_rank: int | None = None
+    pooling: str | None = None
+    hidden: int | None = None
+    dropout: float = 0.0
+    epochs: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    batch_size: int = 16
+    batch_tokens: int | None = None
+    validation: float = 0.1
+    patience: int | None = 10
+    overlong: Overlong = "error"
+    seed: int = 0
+    device: str = "auto"
 
     def fit(
         self,
@@ -145,13 +121,13 @@ class Estimator(BaseEstimator):
         ------
         InputError : labels or inputs that cannot be used, before a model is loaded or trained.
         """
-        X, y = _examples(X, y)
-        count = _count(X)
+        X, y = examples(X, y)
+        count = count_of(X)
         labels = self._understood(y, count)
         train, held = self._parts(labels, y, count, groups if validation_data is None else None)
         if validation_data is not None:
-            X_held, y_held = _examples(*validation_data)
-            labels.encode(y_held, _count(X_held))  # what is wrong with it is said before anything long
+            X_held, y_held = examples(*validation_data)
+            labels.encode(y_held, count_of(X_held))  # what is wrong with it is said before anything long
             train, held = np.arange(count), np.empty(0, np.int64)
         tuned = self._tuned(labels)
         inputs = self._inputs(tuned, X)
@@ -160,7 +136,7 @@ class Estimator(BaseEstimator):
             validation = (self._inputs(tuned, X_held), y_held)
         elif len(held):
             validation = (inputs.chosen(held.tolist()), take(y, held))
-        epochs = EPOCHS[self._trained()] if self.epochs is None else self.epochs
+        epochs = self._epochs(tuned)
         self.history_ = tuned.fit(
             inputs.chosen(train.tolist()),
             take(y, train),
@@ -168,7 +144,7 @@ class Estimator(BaseEstimator):
             epochs=epochs,
             learning_rate=self._rate(),
             weight_decay=self.weight_decay,
-            warmup=int(WARMUP * epochs * -(-len(train) // self.batch_size)),
+            warmup=int(WARMUP * (epochs or 0) * -(-len(train) // self.batch_size)),
             decay="cosine",
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
@@ -188,7 +164,7 @@ class Estimator(BaseEstimator):
     def evaluate(self, X: Any, y: Any, **how: Any) -> dict[str, Score]:
         """Every metric of the task with its interval; keywords (`groups`, `seed`, ...) as of `rz.metrics`."""
         labels = self._labels
-        X, y = _examples(X, y)
+        X, y = examples(X, y)
         outputs = self._outputs(X)
         if self.level == "token":
             if len(outputs) != len(y):
@@ -208,23 +184,13 @@ class Estimator(BaseEstimator):
     def save(self, folder: str | PathLike[str]) -> None:
         """Weights, sizes, vocabulary, labels, settings, metrics and versions in a folder; `load` reads it."""
         check_is_fitted(self, "tuned_")
-        folder = Path(folder)
-        (folder / SETTINGS).unlink(missing_ok=True)  # written last: a save that was cut short is no estimator
-        self.tuned_.save(folder)
+        self.tuned_.save(Path(folder))
         params = self.get_params(deep=False)
         if not isinstance(self.model, str | PathLike):
             record = getattr(self.model, "record", None)
             params["model"] = record.name if record else type(self.model).__name__
-        about = {
-            "format": FORMAT,
-            "estimator": type(self).__name__,
-            "params": params,
-            "metrics": {name: score.to_dict() for name, score in self.metrics_.items()},
-            "held_back": self.validation_.tolist(),
-            "versions": versions(),
-        }
-        with AtomicFile(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+        kind, held = type(self).__name__, self.validation_.tolist()
+        saved.write_estimator(Path(folder), kind, params, self.metrics_, held)
 
     @classmethod
     def load(cls, folder: str | PathLike[str], *, device: str = "auto") -> Any:
@@ -235,16 +201,15 @@ class Estimator(BaseEstimator):
         CheckpointError : no such estimator, or one with a part missing, damaged, or of another version.
         """
         folder = Path(folder)
-        about = _read_about(folder)
-        kind = KINDS[about["estimator"]]
+        kind, params, scores, held = saved.read_estimator(folder)
         try:
-            estimator = kind(**about["params"])
-            scores = {name: _score(one) for name, one in about["metrics"].items()}
-            held = np.array(about["held_back"], np.int64)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{folder / SETTINGS}: its settings are damaged ({error})") from error
+            estimator = KINDS[kind](**params)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / saved.ESTIMATOR}: its settings are damaged ({error})"
+            ) from error
         estimator.tuned_ = FineTuned.load(folder, device=device)
-        estimator.validation_, estimator.metrics_ = held, scores
+        estimator.validation_, estimator.metrics_ = np.array(held, np.int64), scores
         estimator._learnt(estimator._labels)
         return estimator
 
@@ -303,6 +268,12 @@ class Estimator(BaseEstimator):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def _epochs(self, tuned: FineTuned) -> int | None:
+        """At most; None for a head that is solved."""
+        if self.epochs is None and self.learning_rate is None and tuned.solves(self.layers):
+            return None
+        return EPOCHS[self._trained()] if self.epochs is None else self.epochs
+
     def _rate(self) -> float:
         return RATES[self._trained()] if self.learning_rate is None else self.learning_rate
 
@@ -329,6 +300,7 @@ class Estimator(BaseEstimator):
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class Classifier(ClassifierMixin, Estimator):
     """A class for each sequence or cell; of a table (n, k) of 0 and 1, several labels each.
 
@@ -336,48 +308,7 @@ class Classifier(ClassifierMixin, Estimator):
         attributes and methods as of `Estimator`
     """
 
-    def __init__(
-        self,
-        model: Any = "rnafm-mini",
-        *,
-        head: str = "linear",
-        layers: int | None = 0,
-        lora_rank: int | None = None,
-        pooling: str | None = None,
-        hidden: int | None = None,
-        dropout: float = 0.0,
-        class_weight: Any = None,
-        epochs: int | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.01,
-        batch_size: int = 16,
-        batch_tokens: int | None = None,
-        validation: float = 0.1,
-        patience: int | None = 10,
-        overlong: Overlong = "error",
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        super().__init__(
-            model,
-            head=head,
-            layers=layers,
-            lora_rank=lora_rank,
-            pooling=pooling,
-            hidden=hidden,
-            dropout=dropout,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            validation=validation,
-            patience=patience,
-            overlong=overlong,
-            seed=seed,
-            device=device,
-        )
-        self.class_weight = class_weight
+    class_weight: Any = field(default=None, kw_only=True)
 
     def predict_proba(self, X: Any) -> Any:
         """(n, k) float32 probabilities, columns as in `classes_`; of letters a list of such."""
@@ -387,7 +318,7 @@ class Classifier(ClassifierMixin, Estimator):
         return self._labels.probabilities(outputs)
 
     def _task(self, y: Any) -> Task:
-        return "multilabel" if self.level == "input" and _columns(y) > 1 else "classification"
+        return "multilabel" if self.level == "input" and columns_of(y) > 1 else "classification"
 
     def _learnt(self, labels: Labels) -> None:
         self.classes_ = np.array(labels.classes)
@@ -434,84 +365,8 @@ class TokenRegressor(Regressor):
 KINDS = {kind.__name__: kind for kind in (Classifier, Regressor, TokenClassifier, TokenRegressor)}
 
 
-def is_saved(folder: str | PathLike[str]) -> bool:
-    """Whether `save` of an estimator wrote this folder."""
-    return (Path(folder) / SETTINGS).is_file()
-
-
-def versions() -> dict[str, str]:
-    """Of what made a result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def take(labels: Any, rows: Rows) -> Any:
-    """The labels of some inputs, in whatever holds them."""
-    if hasattr(labels, "iloc"):
-        return labels.iloc[rows]
-    return labels[rows] if isinstance(labels, np.ndarray) else [labels[k] for k in rows]
-
-
-def _examples(X: Any, y: Any) -> tuple[Any, Any]:
-    """Inputs that can be counted, and labels, of cells maybe by the name of their column."""
-    if isinstance(y, str):
-        if not hasattr(X, "obs"):
-            raise InputError(
-                f"labels are the string {y!r}", hint="only of cells a column of obs can be named"
-            )
-        if y not in X.obs:
-            known = ", ".join(map(repr, X.obs.columns[:10]))
-            raise InputError(f"obs has no column {y!r}; it has {known}")
-        y = X.obs[y]
-    if y is None:
-        raise InputError("there are no labels", hint="requires y, one label an input")
-    if isinstance(X, str | PathLike) or (isinstance(X, Iterable) and not hasattr(X, "__len__")):
-        X = list(read_sequences(X))
-    return X, y if hasattr(y, "__len__") else list(y)
-
-
-def _count(X: Any) -> int:
-    if not hasattr(X, "__len__") and not hasattr(X, "shape"):
-        raise InputError(f"inputs of type {type(X).__name__} cannot be read")
-    count = int(X.shape[0]) if hasattr(X, "shape") else len(X)
-    if count == 0:
-        raise InputError("there are no inputs")
-    return count
-
-
-def _columns(y: Any) -> int:
-    """Of a table of labels, how many there are an input."""
-    try:
-        shape = tuple(y.shape if hasattr(y, "shape") else np.shape(y))
-    except ValueError:  # lists of different lengths, of which Labels says what is wrong
-        return 1
-    return int(shape[1]) if len(shape) == 2 else 1
-
-
 def _as_labels(y: Any, labels: Labels) -> Any:
     """Labels as the metrics compare them with predictions."""
     if labels.task != "classification":
         return np.asarray(y, dtype=float)
     return np.array(labels.classes)[labels.encode(y, len(y)).numpy()]
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS
-    about = read_saved(path, FORMAT)
-    parts = {"params": dict, "metrics": dict, "held_back": list}
-    wrong = [name for name, kind in parts.items() if not isinstance(about.get(name), kind)]
-    if wrong or about.get("estimator") not in KINDS:
-        raise CheckpointError(f"{path}: its settings are damaged ({(wrong or ['estimator'])[0]})")
-    return about
-
-
-def _score(about: dict[str, Any]) -> Score:
-    numbers = {
-        key: float("nan") if about[key] is None else float(about[key]) for key in ("value", "low", "high")
-    }
-    return Score(**numbers, n=int(about["n"]), reason=str(about.get("reason", "")))

@@ -4,88 +4,50 @@
 >>> history = tuned.fit(["GGGAAACCC", "AUAUAUAUA"], ["hairpin", "open"])
 >>> tuned.predict(["GGGAAACCC"]).shape
 (1,)
+
+Read on in the order of the work: `inputs` (sequences and cells as ids), `labels`, `supervised` (the two
+together), `features` (computed once where the network stays), `heads`, `linear` (a linear head is solved),
+`descent` and `loop` (everything else is trained by gradients), `saved` (the folder).
 """
 
 import contextlib
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ribozyme.checkpoint import open_checkpoint, read_json, shapes_of
 from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.embed import Overlong
 from ribozyme.engine.load import load as load_model
-from ribozyme.errors import CheckpointError, ConfigError, InputError
-from ribozyme.files import AtomicFile
+from ribozyme.errors import CheckpointError, ConfigError
 from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.packing import Packed
-from ribozyme.train.feed import Feed, InMemory
+from ribozyme.train import saved
+from ribozyme.train.descent import Descent, Loss, Optimizer
+from ribozyme.train.features import features, solvable
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
-from ribozyme.train.loop import Batch, Loop
+from ribozyme.train.linear import Solution, fit_linear
+from ribozyme.train.loop import Batch
 from ribozyme.train.lora import add_lora, merge_lora
 from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import History, Run
-from ribozyme.train.schedule import Schedule, parameter_groups
+from ribozyme.train.run import CHECKPOINT, History, Run
+from ribozyme.train.supervised import Examples, Supervised, check_known
 
-FORMAT = 1
-SETTINGS, HEAD, BACKBONE = "finetuned.json", "head.safetensors", "backbone"
-OWN = "own"  # the kind of a head that the user made
-SCALER = "scaler."  # of what the features are standardised by, beside the tensors of the head
-MEASURED = 512  # inputs that it is measured on
-MOST_KEPT = 2**30  # bytes of features that are kept in memory while a head alone is trained
+EPOCHS = 10
+"""Where none are given and the head is not solved."""
+MEASURED = 512
+"""Inputs that features are standardised by, where not all of them are computed."""
+MOST_KEPT = 2**30
+"""Bytes of features that are kept in memory while a head alone descends."""
 
 Array = npt.NDArray[np.float32]
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """The objective of a fine-tuning: the mean loss of inputs with labels. An example is a place in the data.
-
-    lengths : tokens of each input; of features that were computed once, their rows
-    pack : places to a batch of inputs; features : rows of each input, where they were computed once
-    goal : labels as numbers, of letters one tensor an input
-    loss : the mean over some inputs, from outputs in units of the labels, labels, and letters of each input
-    """
-
-    lengths: Sequence[int]
-    pack: Callable[[Sequence[int]], Packed]
-    goal: Tensor | Sequence[Tensor]
-    outputs: Callable[[Batch], Tensor]
-    loss: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-    features: Sequence[Tensor] | None = None
-    parts: ClassVar[dict[str, float]] = {"labels": 1.0}
-
-    def length(self, example: int) -> int:
-        """Tokens of an input."""
-        return self.lengths[example]
-
-    def batch(self, examples: Sequence[int], keys: Any) -> Batch:
-        """Inputs with their labels; nothing about them is random."""
-        own = [self.goal[k] for k in examples]
-        goal = torch.stack(own) if isinstance(self.goal, Tensor) else torch.cat(own)
-        targets = {"labels": goal}
-        if self.features is not None:
-            targets["features"] = torch.cat([self.features[k] for k in examples])
-        return Batch(self.pack(examples), targets, {"labels": float(len(examples))})
-
-    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The sum over the inputs."""
-        counts = batch.inputs.lengths
-        return {"labels": self.loss(self.outputs(batch), batch.targets["labels"], counts) * len(counts)}
 
 
 class FineTuned:
@@ -167,7 +129,7 @@ class FineTuned:
         labels: Any,
         *,
         layers: int | None = 0,
-        epochs: int = 10,
+        epochs: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: int = 0,
@@ -188,12 +150,16 @@ class FineTuned:
     ) -> History:
         """Train the head, and as much of the network as is asked for; again, to go on training.
 
+        A linear head alone is solved (`train/linear.py`), unless `epochs`, a loss or an optimizer is given;
+        with layers or LoRA it begins at that solution, and descends from there (arXiv:2202.10054).
+
         Parameters
         ----------
         inputs : whatever the model's `embed` takes, or what `read_inputs` made of it
         labels : one an input: numbers (n,) or (n, outputs), or classes (strings or whole numbers), or (n, k)
             of 0 and 1; of letters a list of such, one an input
         layers : 0, the head alone; n, also the last n layers and the final norm; None, everything
+        epochs : by default 10, and none of what is solved
         warmup, decay : steps of rising learning rate; then `constant`, or to zero by `linear`, `cosine` or
             `wsd` (level, and linear over the last 40 %)
         batch_size : inputs of an optimizer step
@@ -209,6 +175,10 @@ class FineTuned:
         precision : `float32`, `bfloat16` or `auto`, as of `Loop`
         sorted_steps : steps whose inputs are sorted by length together
 
+        Returns
+        -------
+        the losses; of a solved head of each penalty, from the strongest to the weakest (`rate`)
+
         Raises
         ------
         InputError : inputs or labels that cannot be used; nothing was trained then.
@@ -216,77 +186,52 @@ class FineTuned:
             infinite.
         KeyboardInterrupt, SystemExit : with `folder`, on Ctrl-C or SIGTERM, after the checkpoint was written.
         """
-        budget = batch_tokens or default_batch_tokens(self.model.device)
         if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
             raise ConfigError("validation is a pair of inputs and labels", hint="validation=(inputs, labels)")
-        if min(epochs, batch_size, budget) < 1:
-            raise ConfigError(
-                f"epochs {epochs}, batch_size {batch_size} and batch_tokens {budget} must be positive"
-            )
-        data = _whole(self._read(inputs, overlong, strict))
-        known = self._understood(labels, len(data))
-        targets = known.encode(labels, len(data), self._letters(data))
-        held, held_targets = None, None
-        if validation is not None:
-            held = _whole(self._read(validation[0], overlong, strict))
-            held_targets = known.encode(validation[1], len(held), self._letters(held))
-        network = self._attach_head(known)
+        folder = None if folder is None else Path(folder)
+        linear = self.head == "linear" and loss is None
+        solved = epochs is None and linear and optimizer is None and self.solves(layers)
         seed = int(torch.randint(2**62, (), generator=self.generator))
-        every = -(-len(data) // batch_size)
-        loop = Loop(
-            schedule=Schedule(steps=epochs * every, kind=decay, warmup=warmup),
-            batch_tokens=budget,
+        descent = Descent(
+            epochs=EPOCHS if epochs is None else epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            decay=decay,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens or default_batch_tokens(self.model.device),
             clip=clip,
-            log_every=every,
-            validate_every=every,
-            save_every=save_every or every,
             patience=patience,
+            optimizer=optimizer,
+            save_every=save_every,
             precision=precision,
-            seed=seed,
-        )
-        feed = Feed(
-            corpus=InMemory(range(len(data))),
-            size=batch_size,
-            unit="examples",
-            buffer=len(data),
             sorted_steps=sorted_steps,
             seed=seed,
         )
+        known, examples = self._examples(inputs, labels, validation, overlong, strict)
+        loop = descent.loop(examples.learnt)
+        network = self._attach_head(known)
+        about = {
+            "kind": "fine-tuning",
+            "task": self.task,
+            "layers": layers,
+            "lora_rank": self.lora_rank,
+            "data": examples.digest(),
+        }
         with self._adapters(network):
             network.train_layers(layers)
-            if optimizer is None:
-                groups = parameter_groups(network.named_parameters(), weight_decay)
-                descent: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+            if solved:
+                history = self._solve(examples, descent, folder, about)
             else:
-                descent = optimizer([p for p in network.parameters() if p.requires_grad])
-            if self.standardise and not self.fitted:
-                self._measure(data, budget)
-            self.outputs_wanted, self.fitted = None, True
-            whole = layers != 0 or network.adapted or self._features_bytes(data) > MOST_KEPT
-            every_row = len(data) if held is None else len(data) + len(held)
-            objective = self._labelled(
-                _joined(data, held), _joined_targets(targets, held_targets), whole, budget, loss
-            )
-            settings = {
-                "kind": "fine-tuning",
-                "task": self.task,
-                "layers": layers,
-                "lora_rank": self.lora_rank,
-                "rate": [type(descent).__name__, *(group["lr"] for group in descent.param_groups)],
-                "data": _digest(objective),
-                **asdict(loop.schedule),
-                **{"batch_size": batch_size, "clip": clip, "patience": patience, "seed": seed},
-            }
-            history = loop.train(
-                network,
-                objective,
-                feed,
-                descent,
-                held=range(len(data), every_row),
-                run=None if folder is None else Run(folder, settings, writes=first_process()),
-            )
+                self._begin(examples, descent, linear and self._deep(layers), folder)
+                objective = self._objective(examples, descent, loss)
+                history = descent.train(network, objective, examples, loop, folder, about)
         network.requires_grad_(True)
         return history
+
+    def solves(self, layers: int | None) -> bool:
+        """Whether `fit` solves for the head, where no epochs are given: a linear one alone."""
+        return self.head == "linear" and self.dropout == 0 and not self._deep(layers)
 
     def outputs(
         self,
@@ -306,12 +251,12 @@ class FineTuned:
         ConfigError : there is no head yet.
         """
         data = self._read(inputs, overlong, strict)
-        network, _ = self._ready()
+        network, labels = self._ready()
         budget = batch_tokens or default_batch_tokens(self.model.device)
         network.eval()
 
         def compute(batch: Packed) -> Sequence[Tensor] | Tensor:
-            found = self._in_units(network(batch))
+            found = labels.in_units(network(batch))
             return found.split(network.pooler.counts(batch.lengths)) if self.level == "token" else found
 
         found = run(data, compute, self.model.device, budget)
@@ -341,27 +286,14 @@ class FineTuned:
     def save(self, folder: str | Path) -> None:
         """Write backbone, head and labels into a folder; `FineTuned.load` gives the same predictions."""
         network, labels = self._ready()
-        folder = Path(folder)
-        if folder.is_file():
-            raise InputError(f"{folder} is a file", hint="a fine-tuned model is saved as a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).unlink(missing_ok=True)  # written last: a save that was cut short is no model
-        self.model.save(folder / BACKBONE)
-        parts = {**network.head.state_dict(), **network.scaler.state_dict(prefix=SCALER)}
-        state = {name: t.detach().cpu().contiguous() for name, t in parts.items()}
-        with AtomicFile(folder / HEAD) as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
         settings = {
-            "format": FORMAT,
             "pooling": self.pooling,
-            "head": self.head if isinstance(self.head, str) else OWN,
+            "head": self.head if isinstance(self.head, str) else saved.OWN,
             "hidden": self.hidden,
             "dropout": self.dropout,
             "standardise": self.standardise,
-            "labels": asdict(labels),
         }
-        with AtomicFile(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        saved.write(Path(folder), self.model, network, labels, settings)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", head: nn.Module | None = None) -> "FineTuned":
@@ -372,33 +304,20 @@ class FineTuned:
         CheckpointError : no such model, or one with a part missing, damaged, or of another version.
         """
         folder = Path(folder)
-        settings, labels = _read_settings(folder)
-        kind: Any = settings["head"]
-        if kind == OWN and head is None:
+        settings, labels = saved.read_settings(folder)
+        kind: Any = settings.pop("head")
+        if kind == saved.OWN and head is None:
             raise CheckpointError(f"{folder}: has a head of the user's own", hint="give it by head=")
-        if not (folder / BACKBONE).is_dir():
-            raise CheckpointError(f"{folder}: there is no folder {BACKBONE!r} in it")
-        found = dict(open_checkpoint(folder / HEAD).tensors)
         tuned = cls(
-            (folder / BACKBONE).absolute(),
+            (folder / saved.BACKBONE).absolute(),
             task=labels.task,
             level=labels.level,
-            head=head if kind == OWN and head is not None else kind,
-            pooling=settings["pooling"],
+            head=head if kind == saved.OWN and head is not None else kind,
             outputs=labels.outputs,
-            hidden=settings["hidden"],
-            dropout=settings["dropout"],
-            standardise=settings["standardise"],
             device=device,
+            **{name: settings[name] for name in ("pooling", "hidden", "dropout", "standardise")},
         )
-        network, _ = tuned._ready()
-        scaler = {name: found.pop(name, torch.empty(0)) for name in network.scaler.state_dict(prefix=SCALER)}
-        if any(t.shape != (tuned.pooler.width,) for t in scaler.values()):
-            raise CheckpointError(f"{folder / HEAD}: its {SCALER[:-1]} does not fit")
-        network.scaler.load_state_dict({name.removeprefix(SCALER): t for name, t in scaler.items()})
-        if (shapes := {n: tuple(t.shape) for n, t in found.items()}) != shapes_of(network.head):
-            raise CheckpointError(f"{folder / HEAD}: tensors {shapes} do not fit a {kind!r} head")
-        network.head.load_state_dict(found)
+        saved.read_head(folder, tuned._ready()[0])
         tuned.labels, tuned.outputs_wanted, tuned.fitted = labels, None, True
         return tuned
 
@@ -407,13 +326,28 @@ class FineTuned:
             raise ConfigError("this model has no head yet", hint="call fit, or give outputs=")
         return self.network, self.labels
 
-    def _understood(self, labels: Any, count: int) -> Labels:
-        """What the first labels mean gives the head its outputs, classes and units; later ones must fit."""
-        if self.labels is not None and self.outputs_wanted is None:
-            return self.labels
-        return Labels.seen(
-            self.task, labels, count, self.outputs_wanted, self.level, class_weight=self.class_weight
-        )
+    def _deep(self, layers: int | None) -> bool:
+        """Whether more than the head is trained."""
+        return layers != 0 or self.lora_rank is not None
+
+    def _examples(
+        self, inputs: Any, labels: Any, validation: Any, overlong: Overlong, strict: bool
+    ) -> tuple[Labels, Examples]:
+        """What the labels mean, and all that is given, checked. The first labels say what outputs mean."""
+        data = self._read(inputs, overlong, strict)
+        check_known(data)
+        known = self.labels
+        if known is None or self.outputs_wanted is not None:
+            known = Labels.seen(
+                self.task, labels, len(data), self.outputs_wanted, self.level, class_weight=self.class_weight
+            )
+        found = Examples(data, known.encode(labels, len(data), self._letters(data)), len(data))
+        if validation is None:
+            return known, found
+        held = self._read(validation[0], overlong, strict)
+        check_known(held)
+        targets = known.encode(validation[1], len(held), self._letters(held))
+        return known, found.before(Examples(held, targets, 0))
 
     def _attach_head(self, labels: Labels) -> Network:
         if self.network is None:
@@ -437,16 +371,6 @@ class FineTuned:
     def _letters(self, data: Inputs) -> list[int]:
         return [length - data.special for length in data.lengths]
 
-    def _features_bytes(self, data: Inputs) -> int:
-        return 4 * self.pooler.width * sum(self.pooler.counts(data.lengths))
-
-    def _measure(self, data: Inputs, budget: int) -> None:
-        """Mean and deviation of the features of some training inputs."""
-        network, _ = self._ready()
-        chosen = torch.randperm(len(data), generator=self.generator)[:MEASURED].tolist()
-        network.eval()
-        network.scaler.measure(run(data.chosen(chosen), network.features, self.model.device, budget))
-
     @contextlib.contextmanager
     def _adapters(self, network: Network) -> Iterator[None]:
         """LoRA adapters for the time of a training."""
@@ -457,9 +381,46 @@ class FineTuned:
         finally:
             merge_lora(network.backbone)
 
-    def _labelled(self, data: Inputs, targets: Any, whole: bool, budget: int, own: Loss | None) -> Labelled:
+    def _solve(self, examples: Examples, how: Descent, folder: Path | None, about: dict[str, Any]) -> History:
+        """The best linear head on features that stay."""
+        run = None if folder is None else Run(folder, {**about, "solved": True}, writes=first_process())
+        history = self._linear(examples, how).history()
+        if run is not None:
+            run.record(history)
+        return history
+
+    def _linear(self, examples: Examples, how: Descent) -> Solution:
+        """Put the solution into the head."""
+        network, labels = self._ready()
+        rows, held = solvable(network, examples, self.model.device, how.batch_tokens, how.seed)
+        if self.standardise and not self.fitted:
+            network.scaler.measure(rows.features)
+        held = None if held is None else held.seen_by(network.scaler)
+        solution = fit_linear(rows.seen_by(network.scaler), labels, held, seed=how.seed)
+        solution.into(network.head)
+        self.outputs_wanted, self.fitted = None, True
+        return solution
+
+    def _begin(self, examples: Examples, how: Descent, solve: bool, folder: Path | None) -> None:
+        """What a head descends from: standardised features, of a linear one with layers its solution."""
+        going_on = folder is not None and (folder / CHECKPOINT).is_file()  # which holds all of this
+        if not self.fitted and not going_on:
+            if solve:
+                self._linear(examples, how)
+            elif self.standardise:
+                network, _ = self._ready()
+                order = torch.randperm(examples.learnt, generator=self.generator)
+                some = examples.inputs.chosen(order[:MEASURED].tolist())
+                found = features(network, some, self.model.device, how.batch_tokens)
+                network.scaler.measure(np.concatenate(found))
+        self.outputs_wanted, self.fitted = None, True
+
+    def _objective(self, examples: Examples, how: Descent, own: Loss | None) -> Supervised:
         """Inputs that go through the network, or features of them that the head reads."""
         network, labels = self._ready()
+        data, targets = examples.inputs, examples.targets
+        kept = 4 * self.pooler.width * sum(self.pooler.counts(data.lengths))
+        whole = network.trained_layers != 0 or network.adapted or kept > MOST_KEPT
 
         def loss(outputs: Tensor, goal: Tensor, counts: Sequence[int]) -> Tensor:
             if own is not None:
@@ -468,28 +429,21 @@ class FineTuned:
             return labels.losses(outputs, goal, rows).mean()
 
         if whole:
-            return Labelled(
-                data.lengths, data.pack, targets, lambda batch: self._in_units(network(batch.inputs)), loss
+            return Supervised(
+                data.lengths, data.pack, targets, lambda batch: labels.in_units(network(batch.inputs)), loss
             )
-        network.eval()  # the backbone does not change: each input goes through it once
-        found = run(data, network.features, self.model.device, budget)
-        features = [torch.from_numpy(one) for one in found]
-        counts = [len(one) for one in features]
+        found = [
+            torch.from_numpy(one) for one in features(network, data, self.model.device, how.batch_tokens)
+        ]
+        counts = [len(one) for one in found]
 
         def read(batch: Batch) -> Tensor:
-            return self._in_units(network.read(batch.targets["features"], batch.inputs.lengths))
+            return labels.in_units(network.read(batch.targets["features"], batch.inputs.lengths))
 
         def places(chosen: Sequence[int]) -> Packed:
             return Packed.of([np.full(counts[k], k, np.int64) for k in chosen])
 
-        return Labelled(counts, places, targets, read, loss, features)
-
-    def _in_units(self, outputs: Tensor) -> Tensor:
-        """Outputs of the head in the units of the labels."""
-        _, labels = self._ready()
-        if self.task != "regression":
-            return outputs
-        return outputs * outputs.new_tensor(labels.scale) + outputs.new_tensor(labels.mean)
+        return Supervised(counts, places, targets, read, loss, found)
 
 
 def _own_copy(model: Any, device: str) -> Any:
@@ -499,73 +453,3 @@ def _own_copy(model: Any, device: str) -> Any:
     own.module = copy.deepcopy(model.module)
     set_matmul_dtype(own.module, torch.float32)
     return own
-
-
-def _joined(data: Inputs, held: Inputs | None) -> Inputs:
-    """Training inputs, and behind them those to validate on."""
-    if held is None:
-        return data
-    values = None if data.values is None or held.values is None else [*data.values, *held.values]
-    return Inputs([*data.ids, *held.ids], values, data.special)
-
-
-def _joined_targets(targets: Any, held: Any) -> Any:
-    if held is None:
-        return targets
-    return torch.cat([targets, held]) if isinstance(targets, Tensor) else [*targets, *held]
-
-
-def _digest(objective: Labelled) -> str:
-    """What tells one data set from another."""
-    found = hashlib.sha256(np.asarray(objective.lengths).tobytes())
-    for k in range(len(objective.lengths)):
-        if objective.features is None:
-            found.update(objective.pack([k]).ids.numpy().tobytes())
-        found.update(objective.goal[k].numpy().tobytes())
-    return found.hexdigest()
-
-
-def _whole(data: Inputs) -> Inputs:
-    if data.empty.any():
-        raise InputError(
-            f"{int(data.empty.sum()):,} inputs have nothing that the model knows, the first at position "
-            f"{int(data.empty.argmax())}",
-            hint="leave them, and their labels, out of the training",
-        )
-    return data
-
-
-def read_saved(path: Path, form: int) -> dict[str, Any]:
-    """What `save` wrote beside the weights, if it is of the format that is known here.
-
-    Raises
-    ------
-    CheckpointError : there is no such file, or it is damaged or of another format.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent}: there is no {path.name}", hint="is it a folder that save wrote?"
-        )
-    settings = read_json(path)
-    if settings.get("format") != form:
-        raise CheckpointError(
-            f"{path}: format {settings.get('format')!r} is not understood", hint="update ribozyme"
-        )
-    return settings
-
-
-def _read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:
-    path = folder / SETTINGS
-    settings = read_saved(path, FORMAT)
-    try:
-        kept: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings["labels"].items()
-        }
-        settings = {"hidden": None, "standardise": False, **settings}
-        types: dict[str, Any] = {"pooling": str, "head": str, "dropout": int | float, "standardise": bool}
-        types["hidden"] = int | None
-        if wrong := [name for name, kind in types.items() if not isinstance(settings[name], kind)]:
-            raise TypeError(f"{wrong[0]} is {settings[wrong[0]]!r}")
-        return settings, Labels(**kept)
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its settings are damaged ({error})") from error

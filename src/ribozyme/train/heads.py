@@ -73,16 +73,21 @@ class Scaler(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def measure(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Take mean and deviation of rows (some, width); a number that never changes keeps its scale."""
-        every = np.concatenate(rows).astype(np.float64)
-        deviation = every.std(0)
-        still = deviation <= 1e-6 * max(1e-30, deviation.max())
-        self.mean.copy_(torch.from_numpy(every.mean(0)))
-        self.scale.copy_(torch.from_numpy(np.where(still, 1.0, deviation)))
+    def measure(self, rows: npt.NDArray[np.float32]) -> None:
+        """Take `moments` of rows (some, width)."""
+        mean, scale = moments(rows)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(scale))
 
     def forward(self, rows: Tensor) -> Tensor:
         return (rows - self.mean) / self.scale
+
+
+def moments(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and deviation of the columns; a number that never changes has the deviation 1."""
+    mean, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+    still = deviation <= 1e-6 * max(1e-30, deviation.max())
+    return mean.astype(np.float32), np.where(still, 1.0, deviation).astype(np.float32)
 
 
 class Network(nn.Module):

@@ -146,6 +146,12 @@ class Labels:
         total = torch.segment_reduce(each * known, "sum", lengths=sizes)
         return total / torch.segment_reduce(known.to(each.dtype), "sum", lengths=sizes).clamp(min=1)
 
+    def in_units(self, outputs: Tensor) -> Tensor:
+        """What a head gives, of a regression in the units of the labels."""
+        if self.task != "regression":
+            return outputs
+        return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
+
     def decode(self, outputs: Any) -> Any:
         """Predictions from (n, k) outputs: the likeliest class (None where they are NaN), or the numbers.
 

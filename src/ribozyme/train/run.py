@@ -199,6 +199,11 @@ class Run:
         if self.writes:
             _write(self.folder / BEST, learnt(network), {})
 
+    def record(self, history: History) -> None:
+        """Log and curve of a training that was done at once."""
+        self._begin_log(history)
+        self.write_curve(history, picture=True)
+
     def finish(self) -> None:
         """The network is as it will be: write what the run is for."""
         if self.writes and self.also is not None:

@@ -1,0 +1,54 @@
+"""X and y as scikit-learn hands them over: inputs that can be counted, with their labels."""
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from ribozyme.errors import InputError
+from ribozyme.io.sequences import read_sequences
+from ribozyme.train.splits import Rows
+
+
+def take(labels: Any, rows: Rows) -> Any:
+    """The labels of some inputs, in whatever holds them."""
+    if hasattr(labels, "iloc"):
+        return labels.iloc[rows]
+    return labels[rows] if isinstance(labels, np.ndarray) else [labels[k] for k in rows]
+
+
+def examples(X: Any, y: Any) -> tuple[Any, Any]:
+    """Inputs that can be counted, and labels, of cells maybe by the name of their column."""
+    if isinstance(y, str):
+        if not hasattr(X, "obs"):
+            raise InputError(
+                f"labels are the string {y!r}", hint="only of cells a column of obs can be named"
+            )
+        if y not in X.obs:
+            known = ", ".join(map(repr, X.obs.columns[:10]))
+            raise InputError(f"obs has no column {y!r}; it has {known}")
+        y = X.obs[y]
+    if y is None:
+        raise InputError("there are no labels", hint="requires y, one label an input")
+    if isinstance(X, str | PathLike) or (isinstance(X, Iterable) and not hasattr(X, "__len__")):
+        X = list(read_sequences(X))
+    return X, y if hasattr(y, "__len__") else list(y)
+
+
+def count_of(X: Any) -> int:
+    if not hasattr(X, "__len__") and not hasattr(X, "shape"):
+        raise InputError(f"inputs of type {type(X).__name__} cannot be read")
+    count = int(X.shape[0]) if hasattr(X, "shape") else len(X)
+    if count == 0:
+        raise InputError("there are no inputs")
+    return count
+
+
+def columns_of(y: Any) -> int:
+    """Of a table of labels, how many there are an input."""
+    try:
+        shape = tuple(y.shape if hasattr(y, "shape") else np.shape(y))
+    except ValueError:  # lists of different lengths, of which Labels says what is wrong
+        return 1
+    return int(shape[1]) if len(shape) == 2 else 1
