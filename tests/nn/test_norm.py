@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -38,3 +39,18 @@ def test_half_precision_is_normed_in_float32():
     assert_close(RMSNorm(16, 1e-5)(x), RMSNorm(16, 1e-5)(x.float()), atol=0, rtol=0)
     assert GatedRMSNorm(16, 1, 1e-5)(x, x).dtype == torch.float32
     assert at_least_float32(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_are_those_of_finite_differences(groups):
+    norm = GatedRMSNorm(8, groups, eps=1e-5).double()
+    y, z = torch.randn(2, 5, 8, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(norm, (y, z))
+
+
+def test_a_row_of_zeros_stays_one_and_has_a_gradient():
+    x = torch.zeros(1, 4, requires_grad=True)
+    y = RMSNorm(4, 1e-4)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert_close(y, torch.zeros(1, 4))
+    assert_close(gradient, torch.full((1, 4), 100.0))

@@ -15,7 +15,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, d) -> (T, d)
         x = at_least_float32(x)
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        return _rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -28,12 +28,22 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:  # (T, d), (T, d) -> (T, d)
-        y = at_least_float32(y) * F.silu(at_least_float32(z))
-        y = y.unflatten(-1, (self.groups, -1))
-        weight = self.weight.to(y.dtype).view(self.groups, -1)
+        y = F.silu(at_least_float32(z)).mul_(at_least_float32(y))
+        weight = self.weight.to(y.dtype)
         if self.groups == 1:
-            return F.rms_norm(y, y.shape[-1:], weight[0], self.eps).flatten(-2)
-        return (F.rms_norm(y, y.shape[-1:], None, self.eps) * weight).flatten(-2)
+            return _rms_norm(y, weight, self.eps)
+        y, weight = (one.unflatten(-1, (self.groups, -1)) for one in (y, weight))
+        return _rms_norm(y, weight, self.eps).flatten(-2)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(..., d), (d,) or (G, d) -> (..., d). On a CPU `F.rms_norm` passes over the rows twice as often."""
+    if x.device.type == "cpu":
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.rsqrt(size.square() / x.shape[-1] + eps)).mul_(weight)
+    if weight.dim() == 1:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return F.rms_norm(x, x.shape[-1:], None, eps) * weight
 
 
 def at_least_float32(x: Tensor) -> Tensor:
