@@ -7,16 +7,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import accuracy_score
 
 from ribozyme.errors import InputError
-from ribozyme.train.baselines import (
-    ALPHAS,
-    Codons,
-    Kmers,
-    Neighbourhood,
-    VariableGenes,
-    are_coding,
-    baselines,
-    letters_of,
-)
+from ribozyme.train.baselines import ALPHAS, Neighbourhood, VariableGenes, baselines
+from ribozyme.train.kmers import Codons, Kmers, are_coding, letters_of
 
 
 def random_rna(count, length, seed=0):
@@ -63,7 +55,7 @@ def test_every_baseline_of_sequences_learns_what_kmers_say():
     content = np.array([one.count("G") + one.count("C") for one in sequences])
     rest = slice(80, None)
     found = baselines("regression", sequences[:80])
-    assert set(found) == {"k-mers", "TextCNN", "codons"}
+    assert set(found) == {"k-mers", "TextCNN", "codons", "forest"}
     kmers = clone(found["k-mers"]).fit(sequences[:80], content[:80])
     assert np.corrcoef(kmers.predict(sequences[rest]), content[rest])[0, 1] > 0.8
     assert kmers[-1].chosen_.alpha in ALPHAS
@@ -71,9 +63,14 @@ def test_every_baseline_of_sequences_learns_what_kmers_say():
     classes = baselines("classification", sequences[:80])["k-mers"].fit(sequences[:80], kinds[:80])
     assert accuracy_score(kinds[rest], classes.predict(sequences[rest])) > 0.8
     assert classes.predict_proba(sequences[rest]).shape == (40, 2)
+    forest = found["forest"].fit(sequences[:80], content[:80])
+    assert np.corrcoef(forest.predict(sequences[rest]), content[rest])[0, 1] > 0.5
     several = np.stack([kinds == "rich", kinds == "poor"], 1).astype(int)
     both = baselines("multilabel", sequences[:80])["k-mers"].fit(sequences[:80], several[:80])
     assert (both.predict(sequences[rest]) == several[rest]).mean() > 0.8
+    weights = {"rich": 2.0, "poor": 1.0}  # of labels with names, which single classifiers do not know
+    trees = baselines("multilabel", sequences[:80], class_weight=weights)["forest"].fit(sequences, several)
+    assert trees.predict_proba(sequences[rest]).shape == (40, 2)
 
 
 def test_codons_are_a_baseline_of_coding_sequences_alone():

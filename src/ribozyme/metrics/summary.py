@@ -7,7 +7,7 @@ import numpy as np
 
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.metrics import classification, regression
-from ribozyme.metrics.score import Resampling, Score
+from ribozyme.metrics.score import Resampling, Score, Values
 
 Task = Literal["regression", "classification", "multilabel"]
 REGRESSION = ("spearman", "pearson", "r2", "mse", "mae")
@@ -58,20 +58,33 @@ def letters_summary(
 
     Intervals are by resampling inputs, or `groups` of them: letters of one input are not independent.
     """
-    if len(y_true) != len(y_pred):
-        raise InputError(f"labels of {len(y_true):,} inputs and predictions of {len(y_pred):,}")
-    true, pred, owner = [], [], []
-    for place, (labels, predicted) in enumerate(zip(y_true, y_pred)):
-        if len(labels) != len(predicted):
-            raise InputError(f"input {place} has {len(labels):,} labels and {len(predicted):,} predictions")
-        known = [k for k, label in enumerate(labels) if not _missing(label)]
-        true += [labels[k] for k in known]
-        pred += [predicted[k] for k in known]
-        owner += [place] * len(known)
+    true, (pred,), owner = paired_letters(y_true, y_pred)
     given = how.get("groups")
-    groups = np.array(owner) if given is None else np.asarray(given)[owner]
+    groups = owner if given is None else np.asarray(given)[owner]
     settings: Resampling = {**how, "groups": groups}
-    return summary(task, np.array(true), np.array(pred), **settings)
+    return summary(task, true, pred, **settings)
+
+
+def paired_letters(y_true: Sequence[Any], *predictions: Sequence[Any]) -> tuple[Values, list[Values], Values]:
+    """Labels, predictions, and the place of the input of each letter that has a label, end to end.
+
+    Raises
+    ------
+    InputError : an input, or a letter, that one of them lacks.
+    """
+    kept = [np.array([k for k, label in enumerate(one) if not _missing(label)], int) for one in y_true]
+    for pred in predictions:
+        if len(y_true) != len(pred):
+            raise InputError(f"labels of {len(y_true):,} inputs and predictions of {len(pred):,}")
+        for place, (labels, predicted) in enumerate(zip(y_true, pred)):
+            if len(labels) != len(predicted):
+                raise InputError(
+                    f"input {place} has {len(labels):,} labels and {len(predicted):,} predictions"
+                )
+    true, *found = (
+        np.array([one[k] for one, places in zip(of, kept) for k in places]) for of in (y_true, *predictions)
+    )
+    return true, found, np.repeat(np.arange(len(kept)), [len(places) for places in kept])
 
 
 def _missing(label: Any) -> bool:

@@ -1,11 +1,12 @@
 """What a foundation model must beat: simple predictors, tuned on the training part alone.
 
-For sequences k-mers with ridge or logistic regression, codons where the sequences are coding, and a TextCNN
-on letters from scratch; for letters of sequences their neighbourhood; for cells variable genes, principal
-components and logistic regression. All are scikit-learn estimators that take what ours take.
+For sequences k-mers with ridge or logistic regression and with a random forest, codons where the sequences
+are coding, and a TextCNN on letters from scratch; for letters of sequences their neighbourhood; for cells
+variable genes, principal components and logistic regression. All are scikit-learn estimators that take what
+ours take.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, ShuffleSplit, StratifiedShuffleSplit
@@ -25,22 +27,18 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ribozyme.errors import InputError
-from ribozyme.io.sequences import read_sequences
 from ribozyme.packing import Packed
+from ribozyme.train.kmers import Codons, Kmers, are_coding, codes_of, letters_of
 from ribozyme.train.labels import UNLABELLED, Labels, Level, Task
-from ribozyme.train.splits import BASES
 
-LONGEST_KMER = 6
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 CS = (0.3, 3.0, 30.0, 300.0)
+TREES, FOREST_KMER = 200, 4
 HELD = 0.2
 """Share of the training part that the regularisation is chosen on."""
 REACH = 6
 VARIABLE_GENES = 2_000
 COMPONENTS = 50
-STOPS = ("UAA", "UAG", "UGA")
-MOST = 0.95
-"""Share of sequences that must look coding for codons to be counted."""
 
 Values = npt.NDArray[Any]
 
@@ -53,7 +51,12 @@ def baselines(
     class_weight: Any = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Unfitted baselines by name, of those that fit the training inputs `X` (sequences or an AnnData)."""
+    """Unfitted baselines by name, of those that fit the training inputs `X` (sequences or an AnnData).
+
+    class_weight : as of the estimators; of several labels only `balanced`, a weight by name is left out
+    """
+    if task == "multilabel" and class_weight != "balanced":
+        class_weight = None  # each label is a classifier of 0 and 1, which knows no names
     if hasattr(X, "obs"):
         return {"PCA": make_pipeline(VariableGenes(), *_principal(X), _linear(task, seed, class_weight))}
     if level == "token":
@@ -61,6 +64,7 @@ def baselines(
     found = {"k-mers": _counts(Kmers(), task, seed, class_weight)}
     if are_coding(letters_of(X)):
         found["codons"] = _counts(Codons(), task, seed, class_weight)
+    found["forest"] = _forest(task, seed, class_weight)
     found["TextCNN"] = text_cnn(task, class_weight, seed)
     return found
 
@@ -115,82 +119,6 @@ class FourLetters:
         return np.minimum(codes_of(sequence), 4).astype(np.int64)
 
 
-def letters_of(X: Any) -> list[str]:
-    """The sequences in capitals, T as U, without marks (E) and gaps."""
-    marks = str.maketrans("T", "U", "E-.")
-    return [one.sequence.upper().translate(marks) for one in read_sequences(X)]
-
-
-def are_coding(sequences: Sequence[str]) -> bool:
-    """Whether (nearly) all are whole codons without a stop before the last."""
-    return bool(np.mean([_is_coding(one) for one in sequences]) >= MOST)
-
-
-def _is_coding(sequence: str) -> bool:
-    inner = (sequence[k : k + 3] for k in range(0, len(sequence) - 3, 3))
-    return len(sequence) >= 9 and len(sequence) % 3 == 0 and not any(codon in STOPS for codon in inner)
-
-
-class _Stateless(TransformerMixin, BaseEstimator):
-    """A transformer that has nothing to learn."""
-
-    def fit(self, X: Any, y: Any = None) -> "_Stateless":
-        """Nothing to do."""
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-
-class Kmers(_Stateless):
-    """Sequences to (n, 4 + 16 + ... + 4^longest) sparse counts of k-mers; other letters break them."""
-
-    def __init__(self, longest: int = LONGEST_KMER) -> None:
-        self.longest = longest
-
-    def transform(self, X: Any) -> Any:
-        """Count."""
-        return _counted([self._counts(one) for one in letters_of(X)])
-
-    def _counts(self, sequence: str) -> Values:
-        letters = codes_of(sequence)
-        return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, self.longest + 1)])
-
-
-class Codons(_Stateless):
-    """Coding sequences to (n, 64 + 4096) sparse counts of codons and of pairs of neighbours."""
-
-    def transform(self, X: Any) -> Any:
-        """Count."""
-        return _counted([self._counts(one) for one in letters_of(X)])
-
-    def _counts(self, sequence: str) -> Values:
-        letters = codes_of(sequence)
-        return np.concatenate([_count(_words(letters, k, step=3), 4**k) for k in (3, 6)])
-
-
-def codes_of(sequence: str) -> Values:
-    """A, C, G, U as 0 to 3; 255 for others."""
-    return BASES[np.frombuffer(sequence.encode("ascii", "replace"), np.uint8)]
-
-
-def _words(letters: Values, k: int, step: int = 1) -> Values:
-    """The k-mers as numbers, those with other letters left out."""
-    if len(letters) < k:
-        return np.empty(0, np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(letters, k)[::step]
-    windows = windows[(windows < 4).all(1)]
-    return windows.astype(np.int64) @ (4 ** np.arange(k)[::-1])
-
-
-def _count(words: Values, kinds: int) -> Values:
-    return np.bincount(words, minlength=kinds)
-
-
-def _counted(rows: Iterable[Values]) -> Any:
-    return sparse.vstack([sparse.csr_matrix(row[None].astype(np.float64)) for row in rows]).tocsr()
-
-
 class VariableGenes(TransformerMixin, BaseEstimator):
     """Cells (AnnData) to (n, top) log1p of counts per 10,000 of the genes that vary most in training cells.
 
@@ -231,6 +159,18 @@ def _log_normalised(cells: Any) -> Any:
 
 def _counts(counter: Any, task: Task, seed: int, class_weight: Any) -> Any:
     return make_pipeline(counter, TfidfTransformer(sublinear_tf=True), _linear(task, seed, class_weight))
+
+
+def _forest(task: Task, seed: int, class_weight: Any) -> Any:
+    """A random forest on the shorter k-mers; it has nothing that must be tuned."""
+    how: dict[str, Any] = {"n_estimators": TREES, "min_samples_leaf": 2, "random_state": seed}
+    if task == "regression":
+        forest: Any = RandomForestRegressor(max_features=1 / 3, **how)
+    else:
+        forest = RandomForestClassifier(class_weight=class_weight, **how)
+    if task == "multilabel":
+        forest = OneVsRestClassifier(forest)
+    return make_pipeline(Kmers(FOREST_KMER), TfidfTransformer(use_idf=False, norm="l1"), forest)
 
 
 def _principal(X: Any) -> tuple[Any, Any]:

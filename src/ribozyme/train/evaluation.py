@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 import ribozyme.metrics as metrics
 from ribozyme.errors import InputError
 from ribozyme.metrics import Score
+from ribozyme.metrics.summary import paired_letters
 from ribozyme.train.baselines import baselines
 from ribozyme.train.estimators import Estimator
 from ribozyme.train.labels import Labels
@@ -60,9 +61,7 @@ def evaluate(
         predictions[name] = baseline.predict(data.X)
         scores[name] = _scores(baseline, data, predictions[name], labels, how)
     best = max(predictions, key=lambda name: np.nan_to_num(scores[name][by].value, nan=-np.inf))
-    gain = None
-    if labels.level == "input":
-        gain = _gain(labels, data, estimator.predict(data.X), predictions[best], by, how)
+    gain = _gain(labels, data, estimator.predict(data.X), predictions[best], by, how)
     return Evaluation(scores, by, gain)
 
 
@@ -82,24 +81,28 @@ def _scores(baseline: Any, data: Labelled, predicted: Any, labels: Labels, how: 
 
 def _gain(labels: Labels, data: Labelled, ours: Any, theirs: Any, by: str, how: Any) -> Score | None:
     """The difference in one metric, with its own interval."""
-    true = np.asarray(data.y)
-    known = np.array([one is not None and not np.any(one != one) for one in ours])
-    if labels.task == "multilabel" or true.ndim > 1 or known.sum() < 2:
+    groups: Any
+    if labels.level == "token":
+        true, (ours, theirs), rows = paired_letters(data.y, ours, theirs)
+        groups = rows if data.groups is None else data.groups[rows]
+    else:
+        known = np.array([one is not None and not np.any(one != one) for one in ours])
+        true, ours, theirs = (np.asarray(of)[known] for of in (data.y, ours, theirs))
+        groups = None if data.groups is None else data.groups[known]
+    if len(true) < 2:
         return None
-    settings = {**how, "groups": data.groups[known] if data.groups is not None else None}
+    if labels.task == "regression":
+        true, ours, theirs = (of.astype(float) for of in (true, ours, theirs))
+    elif ours.dtype == object:
+        ours = np.array(ours.tolist())
 
     def statistic(y: Any, p: Any) -> float:
-        if labels.task == "regression":
-            score = metrics.spearman(y.astype(float), p.astype(float), resamples=0)
-        else:
-            score = metrics.accuracy(y, p, resamples=0)
+        score: Score = getattr(metrics, by)(y, p, resamples=0)
         if np.isnan(score.value):
             raise metrics.UndefinedError(score.reason)
         return score.value
 
-    return metrics.difference(
-        statistic, true[known], np.asarray(ours)[known], np.asarray(theirs)[known], **settings
-    )
+    return metrics.difference(statistic, true, ours, theirs, **{**how, "groups": groups})
 
 
 def table(found: Evaluation, title: str = "") -> Any:

@@ -1,0 +1,95 @@
+"""Sequences as counts of their words: k-mers and codons, what the simplest predictors of sequences read."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from ribozyme.io.sequences import read_sequences
+from ribozyme.train.splits import BASES
+
+LONGEST_KMER = 6
+STOPS = ("UAA", "UAG", "UGA")
+MOST = 0.95
+"""Share of sequences that must look coding for codons to be counted."""
+
+Values = npt.NDArray[Any]
+
+
+def letters_of(X: Any) -> list[str]:
+    """The sequences in capitals, T as U, without marks (E) and gaps."""
+    marks = str.maketrans("T", "U", "E-.")
+    return [one.sequence.upper().translate(marks) for one in read_sequences(X)]
+
+
+def are_coding(sequences: Sequence[str]) -> bool:
+    """Whether (nearly) all are whole codons without a stop before the last."""
+    return bool(np.mean([_is_coding(one) for one in sequences]) >= MOST)
+
+
+def _is_coding(sequence: str) -> bool:
+    inner = (sequence[k : k + 3] for k in range(0, len(sequence) - 3, 3))
+    return len(sequence) >= 9 and len(sequence) % 3 == 0 and not any(codon in STOPS for codon in inner)
+
+
+class _Stateless(TransformerMixin, BaseEstimator):
+    """A transformer that has nothing to learn."""
+
+    def fit(self, X: Any, y: Any = None) -> "_Stateless":
+        """Nothing to do."""
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+class Kmers(_Stateless):
+    """Sequences to (n, 4 + 16 + ... + 4^longest) sparse counts of k-mers; other letters break them."""
+
+    def __init__(self, longest: int = LONGEST_KMER) -> None:
+        self.longest = longest
+
+    def transform(self, X: Any) -> Any:
+        """Count."""
+        return _counted([self._counts(one) for one in letters_of(X)])
+
+    def _counts(self, sequence: str) -> Values:
+        letters = codes_of(sequence)
+        return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, self.longest + 1)])
+
+
+class Codons(_Stateless):
+    """Coding sequences to (n, 64 + 4096) sparse counts of codons and of pairs of neighbours."""
+
+    def transform(self, X: Any) -> Any:
+        """Count."""
+        return _counted([self._counts(one) for one in letters_of(X)])
+
+    def _counts(self, sequence: str) -> Values:
+        letters = codes_of(sequence)
+        return np.concatenate([_count(_words(letters, k, step=3), 4**k) for k in (3, 6)])
+
+
+def codes_of(sequence: str) -> Values:
+    """A, C, G, U as 0 to 3; 255 for others."""
+    return BASES[np.frombuffer(sequence.encode("ascii", "replace"), np.uint8)]
+
+
+def _words(letters: Values, k: int, step: int = 1) -> Values:
+    """The k-mers as numbers, those with other letters left out."""
+    if len(letters) < k:
+        return np.empty(0, np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(letters, k)[::step]
+    windows = windows[(windows < 4).all(1)]
+    return windows.astype(np.int64) @ (4 ** np.arange(k)[::-1])
+
+
+def _count(words: Values, kinds: int) -> Values:
+    return np.bincount(words, minlength=kinds)
+
+
+def _counted(rows: Iterable[Values]) -> Any:
+    return sparse.vstack([sparse.csr_matrix(row[None].astype(np.float64)) for row in rows]).tocsr()
