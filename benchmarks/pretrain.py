@@ -136,7 +136,7 @@ def asked_of(model: Any, recipe: Recipe) -> list[Asked]:
         simple = {"unigram": lambda: Contexts(()), "letters on both sides": lambda: Contexts(around)}
         return [Asked("masked letters", objective, False, simple)]
     assert isinstance(objective, NextLetter)
-    before = [-k for k in range(1, 10)]
+    before = [-k for k in range(1, 11)]
     chain = {"unigram": lambda: Contexts(()), "Markov chain": lambda: Contexts(before)}
     plain, marked = objective, None
     if objective.reading.optional is not None:  # E, which is always left out, or never
