@@ -23,9 +23,10 @@ from ribozyme.engine.cells import CellModel
 from ribozyme.engine.device import choose_device
 from ribozyme.engine.family import formats_of
 from ribozyme.engine.sequences import SequenceModel
+from ribozyme.train.components import Components
 from ribozyme.train.pretrain import Recipe, pretrain
 from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import State
+from ribozyme.train.run import History, State
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RIBOZYME_DATA", ROOT.parent / "shared" / "data"))
@@ -34,12 +35,17 @@ WEIGHTS = ROOT / "src" / "ribozyme" / "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class Mini:
-    """One model with its data: everything that `main` needs to train and describe it."""
+    """One model with its data: everything that `main` needs to train and describe it.
+
+    stages : trained one after the other, each from where the last one ended
+    components : of a model of cells, what its embedding learns to tell
+    """
 
     model: Any
     corpus: Any
     validation: Any = None
-    recipe: Recipe
+    stages: tuple[Recipe, ...]
+    components: Components | None = None
     about: str
     objective: str
 
@@ -56,7 +62,7 @@ def rnafm_mini(device: torch.device) -> Mini:
     return Mini(
         model=SequenceModel(module, Tokenizer(config.vocabulary), device),
         corpus=unlike(table, data.rnas()["sequence"]),
-        recipe=Recipe(steps=1500, step_tokens=4096, longest=512, contrast=0.3, learning_rate=1e-3),
+        stages=(Recipe(steps=1500, step_tokens=4096, longest=512, contrast=0.3, learning_rate=1e-3),),
         about="ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
         objective="masked letters + 0.3 x contrast of two parts of a sequence, nats",
     )
@@ -74,7 +80,7 @@ def helix_mrna_mini(device: torch.device) -> Mini:
     return Mini(
         model=SequenceModel(module, Tokenizer(), device),
         corpus=unlike(table, data.mrnas()["sequence"]),
-        recipe=Recipe(steps=2000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3),
+        stages=(Recipe(steps=2000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3),),
         about="mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
         objective="next letter, nats (E weighs 0.2)",
     )
@@ -87,22 +93,42 @@ def scgpt_mini(device: torch.device) -> Mini:
     from ribozyme.models.scgpt.config import Config
     from ribozyme.models.scgpt.model import ScGPT
     from ribozyme.models.scgpt.vocab import Vocabulary
+    from ribozyme.train.components import principal_components
+    from ribozyme.train.corpus import CellCorpus
 
     cells = ad.read_h5ad(DATA / "cells" / "corpus" / "corpus_cells.h5ad")
     seen = np.asarray((cells.X > 0).sum(0)).ravel()
     cells = cells[:, np.sort(np.argsort(-seen, kind="stable")[:12_000])].copy()
     vocabulary = Vocabulary([*cells.var_names, "<pad>", "<cls>", "<eoc>"])
-    sizes = {"layers": 4, "dim": 128, "heads": 4, "ffn_dim": 256}
-    module = ScGPT(Config(vocab_size=len(vocabulary), **sizes, dropout=0.1, flag=False))
-    module.initialise(torch.Generator().manual_seed(0))
+    config = Config(
+        vocab_size=len(vocabulary),
+        layers=3,
+        dim=128,
+        heads=4,
+        ffn_dim=256,
+        dropout=0.0,
+        flag=False,
+        mvc=False,
+    )
+    module = ScGPT(config)
+    generator = torch.Generator().manual_seed(0)
+    module.initialise(generator)
     kept = (cells.obs["split"] == "val").to_numpy()
+    model = CellModel(module, vocabulary, device)
+    corpus = CellCorpus(source=cells[~kept].copy(), lookup=model.lookup, n_bins=config.n_bins)
+    components = principal_components(corpus, len(vocabulary), config.n_bins, config.dim)
+    module.genes.table.weight.data.copy_(components.gene_rows(generator))
+    # few genes of many cells first, which is fast; then nearly all genes of a cell, as users give them
+    few = Recipe(steps=700, step_tokens=5120, longest=159, schedule="constant", warmup=24, held=0)
+    many = Recipe(steps=400, step_tokens=8192, longest=599, share=0.15, schedule="linear", warmup=10, held=0)
     return Mini(
-        model=CellModel(module, vocabulary, device),
-        corpus=cells[~kept].copy(),
-        validation=cells[kept].copy(),
-        recipe=Recipe(steps=1400, step_tokens=2048, longest=399, learning_rate=1e-3, held=0),
+        model=model,
+        corpus=corpus,
+        components=components,
+        validation=cells[kept][:100].copy(),
+        stages=(replace(few, validate_every=100), replace(many, validate_every=100)),
         about="12,780 human cells of public data sets without a non-commercial term, 12,000 genes",
-        objective="squared error of hidden bins, of the gene rows and of the cell, in units of all bins",
+        objective="squared error of hidden bins (in units of all bins) + of a cell's principal components",
     )
 
 
@@ -127,23 +153,30 @@ RECIPES: dict[str, Callable[[torch.device], Mini]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--steps", type=int, help="instead of those of the recipe")
+    parser.add_argument("--steps", type=int, help="of each stage, instead of those of the recipe")
     parser.add_argument("--run", type=Path, help="folder of the run; default runs/NAME")
     parser.add_argument("--output", type=Path, help="folder of the weights; default that of the package")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     mini = RECIPES[options.name](choose_device(process_device(options.device)))
-    recipe = mini.recipe if options.steps is None else replace(mini.recipe, steps=options.steps)
-    history = pretrain(
-        mini.model,
-        mini.corpus,
-        options.run or ROOT / "runs" / options.name,
-        recipe,
-        validation=mini.validation,
-        watch=say,
-    )
+    folder = options.run or ROOT / "runs" / options.name
+    histories = []
+    for number, stage in enumerate(mini.stages, start=1):
+        recipe = stage if options.steps is None else replace(stage, steps=options.steps)
+        run = folder / f"stage{number}" if len(mini.stages) > 1 else folder
+        histories.append(
+            pretrain(
+                mini.model,
+                mini.corpus,
+                run,
+                recipe,
+                validation=mini.validation,
+                components=mini.components,
+                watch=say,
+            )
+        )
     if first_process():
-        save(options.name, mini, history, options.output or WEIGHTS / options.name)
+        save(options.name, mini, histories, options.output or WEIGHTS / options.name)
 
 
 def say(state: State) -> None:
@@ -155,7 +188,7 @@ def say(state: State) -> None:
     )
 
 
-def save(name: str, mini: Mini, history: Any, folder: Path) -> None:
+def save(name: str, mini: Mini, histories: list[History], folder: Path) -> None:
     """Weights (in bfloat16: the files stay small, and they widen exactly), settings and card."""
     tokens = mini.model.vocabulary if mini.model.reads == "cells" else mini.model.tokenizer
     formats_of(mini.model.module).save(copy.deepcopy(mini.model.module).bfloat16(), tokens, folder)
@@ -164,15 +197,19 @@ def save(name: str, mini: Mini, history: Any, folder: Path) -> None:
         "trained_on": mini.about,
         "objective": mini.objective,
         "licence": "Apache-2.0",
-        "steps": history.best_step,
-        "tokens": history.tokens[-1],
-        "seconds": round(history.seconds[-1]),
-        "held_out_loss": round(min(history.validation_loss), 4),
-        "held_out_loss_untrained": round(history.validation_loss[0], 4),
+        "steps": sum(one.best_step or 0 for one in histories),
+        "tokens": sum(one.tokens[-1] for one in histories),
+        "seconds": round(sum(one.seconds[-1] for one in histories)),
+        "held_out_loss": round(min(histories[-1].validation_loss), 4),
+        "held_out_loss_untrained": round(histories[0].validation_loss[0], 4),
         "recipe": f"scripts/train_mini.py {name}",
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    curve = {"steps": history.steps, "losses": [round(x, 4) for x in history.loss]}
+    steps, before = [], 0
+    for one in histories:
+        steps += [before + step for step in one.steps]
+        before += one.steps[-1]
+    curve = {"steps": steps, "losses": [round(x, 4) for one in histories for x in one.loss]}
     (folder / "curve.json").write_text(json.dumps(curve) + "\n")
 
 
