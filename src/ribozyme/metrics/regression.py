@@ -3,7 +3,6 @@
 from typing import Any, Unpack
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ribozyme.errors import InputError
 from ribozyme.metrics.score import Resampling, Score, UndefinedError, Values, bootstrap
@@ -16,6 +15,8 @@ def pearson(y_true: Any, y_pred: Any, **how: Unpack[Resampling]) -> Score:
 
 def spearman(y_true: Any, y_pred: Any, **how: Unpack[Resampling]) -> Score:
     """Rank correlation; ties have their mean rank."""
+    from scipy.stats import rankdata
+
     return _of_columns(lambda t, p: correlation(rankdata(t), rankdata(p)), y_true, y_pred, how)
 
 
