@@ -58,9 +58,10 @@ def rnafm_mini(device: torch.device) -> Mini:
     config = Config(layers=6, dim=128, heads=4, ffn_dim=512, contact_head=False)
     module = RNAFM(config)
     module.initialise(torch.Generator().manual_seed(0))
+    tokenizer: Any = Tokenizer(config.vocabulary)  # its types are narrower than those that a model asks for
     table = pd.read_parquet(DATA / "ncrna" / "corpus.parquet", columns=["id", "sequence"])
     return Mini(
-        model=SequenceModel(module, Tokenizer(config.vocabulary), device),
+        model=SequenceModel(module, tokenizer, device),
         corpus=unlike(table, data.rnas()["sequence"]),
         stages=(Recipe(steps=1500, step_tokens=4096, longest=512, contrast=0.3, learning_rate=1e-3),),
         about="ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
@@ -189,7 +190,11 @@ def say(state: State) -> None:
 
 
 def save(name: str, mini: Mini, histories: list[History], folder: Path) -> None:
-    """Weights (in bfloat16: the files stay small, and they widen exactly), settings and card."""
+    """Weights (in bfloat16: the files stay small, and they widen exactly), settings and card.
+
+    What was measured with weights is in `scores.json` beside them, with their sha256. It is left as it is:
+    `ribozyme info` shows it where it is of these weights, so new ones need new scores.
+    """
     tokens = mini.model.vocabulary if mini.model.reads == "cells" else mini.model.tokenizer
     formats_of(mini.model.module).save(copy.deepcopy(mini.model.module).bfloat16(), tokens, folder)
     card = {

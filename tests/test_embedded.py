@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 import ribozyme as rz
+from ribozyme.files import digest
 from ribozyme.tensors import sha256_but_seal
 
 EMBEDDED = [model for model in rz.models() if model.hub is None]
@@ -35,6 +36,16 @@ def test_weights_are_small_and_say_where_they_come_from(name):
     card = json.loads((folder / "card.json").read_text())
     assert card["licence"] == next(m for m in EMBEDDED if m.name == name).licence
     assert card["held_out_loss"] < card["held_out_loss_untrained"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_of_the_weights_that_they_lie_beside(name):
+    folder = files("ribozyme") / "weights" / name
+    if not (folder / "scores.json").is_file():
+        pytest.skip("nothing was measured")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["weights_sha256"] == digest(folder / "model.safetensors")
+    assert {"what", "limits", "tasks"} <= set(scores)
 
 
 @pytest.mark.parametrize("name", NAMES)

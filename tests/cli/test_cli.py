@@ -1,5 +1,8 @@
 """The commands, as a user types them: results in files or on stdout, all talk on stderr, one clear error."""
 
+import json
+import shutil
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -69,6 +72,25 @@ def test_models_and_info_say_on_what_terms(run, rna):
     assert "CC-BY-NC-SA-4.0 (non-commercial)" in out
     assert "must be asked for" in out
     assert "parameters" in run("info", rna)[1]
+
+
+def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
+    out = run("info", "scgpt-mini")[1]
+    assert "trained on" in out
+    assert "untrained: nearest_5" in out
+    assert "limits" in out
+    from ribozyme import hub
+
+    folder = tmp_path / "scgpt-mini"
+    shutil.copytree(hub.resolve("scgpt-mini").path, folder)
+    scores = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(scores | {"weights_sha256": "0" * 64}))
+    monkeypatch.setattr(hub, "_folder_in_package", lambda model: folder)
+    out = run("info", "scgpt-mini")[1]
+    assert "measured with other weights" in out
+    assert "nearest_5" not in out
+    (folder / "scores.json").unlink()
+    assert "measured" not in run("info", "scgpt-mini")[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`ribozyme models | info | convert`: what there is, on what terms, and in which layout."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ribozyme import registry
+
+CARD, SCORES = "card.json", "scores.json"
 
 
 def models() -> None:
@@ -55,6 +58,8 @@ def info(
             table.add_row("file", f"{file}{told}: {path or 'not fetched yet'}")
     if record is None or record.hub is None or download:
         _describe_weights(table, model)
+    if record is not None and record.hub is None:
+        _describe_card(table, cached_files(record))
     Console().print(table, soft_wrap=True)
 
 
@@ -69,6 +74,31 @@ def _describe_weights(table: Table, name: str) -> None:
     for key, value in asdict(loaded.config).items():
         if not isinstance(value, (tuple, list, dict)):
             table.add_row(key, str(value))
+
+
+def _describe_card(table: Table, files: Mapping[str, Path | None]) -> None:
+    """How a small model was trained, and what it scored: with these very weights, or nothing is said."""
+    from ribozyme.checkpoint import read_json
+    from ribozyme.files import digest
+
+    if card := files.get(CARD):
+        for key, value in read_json(card).items():
+            if key not in ("name", "licence"):
+                table.add_row(key.replace("_", " "), str(value))
+    weights, path = files.get("model.safetensors"), files.get(SCORES)
+    if weights is None or path is None:
+        return
+    scores = read_json(path)
+    if scores.get("weights_sha256") != digest(weights):
+        table.add_row("scores", "not shown: they were measured with other weights")
+        return
+    table.add_row("scores", scores["what"])
+    for task, of in scores["tasks"].items():
+        lines = [
+            f"{who}: {', '.join(f'{k} {v:.3f}' for k, v in values.items())}" for who, values in of.items()
+        ]
+        table.add_row("", "\n  ".join([task, *lines]))
+    table.add_row("limits", scores["limits"])
 
 
 def convert(
