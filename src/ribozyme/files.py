@@ -64,7 +64,7 @@ class AtomicFolder:
             if path.is_file():
                 _sync(path)
         self.temporary.chmod(0o777 & ~_umask())
-        old = self.temporary.with_suffix(".old")
+        old = self.temporary.with_suffix(".old.tmp")  # cleared away like `temporary`, should we be killed
         if self.path.exists():
             os.replace(self.path, old)  # a folder cannot be replaced in one step
         try:

@@ -169,6 +169,27 @@ def test_resume_leaves_what_is_whole(rnafm, fasta, tmp_path):
     assert output.stat().st_mtime_ns > before.st_mtime_ns
 
 
+def test_killed_while_a_zarr_is_replaced_a_job_leaves_nothing_behind(rnafm, fasta, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole.zarr", tmp_path / "out.zarr"
+    embed_file(rnafm, fasta, whole, **HOW)
+    embed_file(rnafm, fasta, output, **HOW, pooling="max")
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target) == output:
+            raise SystemExit
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", killed)
+        patch.setattr(shutil, "rmtree", lambda *args, **more: None)
+        embed_file(rnafm, fasta, output, **HOW)
+    assert len([name for name in beside(output) if name.endswith(".tmp")]) == 2  # the old one and the new
+    embed_file(rnafm, fasta, output, **HOW)
+    assert read(output) == read(whole)
+    assert beside(output) == sorted(["in.fa", output.name, whole.name])
+
+
 # ----------------------------------------------------------------------------- what cannot go on, and says so
 
 
