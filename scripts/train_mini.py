@@ -24,9 +24,9 @@ from ribozyme.engine.device import choose_device
 from ribozyme.engine.family import formats_of
 from ribozyme.engine.sequences import SequenceModel
 from ribozyme.train.components import Components
+from ribozyme.train.history import History, State
 from ribozyme.train.pretrain import Recipe, pretrain
 from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import History, State
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RIBOZYME_DATA", ROOT.parent / "shared" / "data"))

@@ -10,7 +10,7 @@ from ribozyme.engine.sequences import SequenceModel
 from ribozyme.models.rnafm.config import Config
 from ribozyme.models.rnafm.model import RNAFM
 from ribozyme.models.rnafm.tokenizer import Tokenizer
-from ribozyme.train.run import History
+from ribozyme.train.history import History
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_mini.py"
 

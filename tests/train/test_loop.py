@@ -19,9 +19,10 @@ from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.models.rnafm.config import Config as RNAConfig
 from ribozyme.models.rnafm.model import RNAFM
 from ribozyme.train.feed import Feed, InMemory
+from ribozyme.train.history import History
 from ribozyme.train.loop import Loop, Training, evaluate
 from ribozyme.train.objectives import Example, Letters, MaskedLetters, NextLetter
-from ribozyme.train.run import History, Run
+from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule, parameter_groups
 
 DRAWN = np.random.default_rng(0)
@@ -436,11 +437,34 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error(tmp_path):
         go(tmp_path, network=tiny("helix"), goal=objective("next"))
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: damaged or cut off"):
         go(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json: cannot be read"):
         go(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "best"])
+def test_a_flipped_bit_in_what_a_run_goes_on_from_is_an_error(tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        killed_at(5, "step", patch)
+        with pytest.raises(Killed):
+            go(tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    whole = path.read_bytes()
+    for place in (-5, len(whole) // 2, whole.index(b"network.") if name == "checkpoint" else -900):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: damaged") as caught:
+            go(tmp_path)
+        assert "another folder" in caught.value.hint
+    path.write_bytes(whole)
+    go(tmp_path)
+    path.unlink()
+    if name == "best":
+        with pytest.raises(CheckpointError, match=r"best\.safetensors: cannot be read"):
+            go(tmp_path)
 
 
 @pytest.mark.parametrize(

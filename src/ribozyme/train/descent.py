@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ribozyme.errors import ConfigError
 from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.heads import Network
+from ribozyme.train.history import History
 from ribozyme.train.loop import Loop
 from ribozyme.train.processes import first_process
-from ribozyme.train.run import History, Run
+from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule, parameter_groups
 from ribozyme.train.supervised import Examples, Supervised
 

@@ -31,13 +31,14 @@ from ribozyme.train import saved
 from ribozyme.train.descent import Descent, Loss, Optimizer
 from ribozyme.train.features import features, solvable
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
+from ribozyme.train.history import History
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
 from ribozyme.train.linear import Solution, fit_linear
 from ribozyme.train.loop import Batch
 from ribozyme.train.lora import add_lora, merge_lora
 from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import CHECKPOINT, History, Run
+from ribozyme.train.run import CHECKPOINT, Run
 from ribozyme.train.supervised import Examples, Supervised, check_known
 
 EPOCHS = 10

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ribozyme.train.heads import Scaler, moments
+from ribozyme.train.history import History
 from ribozyme.train.labels import UNLABELLED, Labels
-from ribozyme.train.run import History
 
 PENALTIES = 10.0 ** np.arange(2.0, -6.5, -0.5)
 """Of a row: the mean loss plus half the penalty times the squared weights is what is made small."""

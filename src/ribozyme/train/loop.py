@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from ribozyme.errors import ConfigError
 from ribozyme.packing import Packed, plan
+from ribozyme.tensors import Tensors
 from ribozyme.train.feed import Feed, Keys, Place, ahead, deal
+from ribozyme.train.history import History, State
 from ribozyme.train.processes import Workers, bar, interrupts, own_dropout, stopped
-from ribozyme.train.run import History, Run, State, Tensors, learnt
+from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule
+from ribozyme.train.snapshot import learnt
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 

@@ -22,6 +22,7 @@ from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.train.components import Components
 from ribozyme.train.corpus import CellCorpus, Coding, SequenceCorpus, held_examples
 from ribozyme.train.feed import BUFFER, Corpus, Feed, InMemory
+from ribozyme.train.history import History, State
 from ribozyme.train.loop import Loop, Objective, evaluate
 from ribozyme.train.objectives import (
     Example,
@@ -33,7 +34,7 @@ from ribozyme.train.objectives import (
     NextLetter,
 )
 from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import History, Run, State
+from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule, parameter_groups
 
 OBJECTIVES = ("next", "masked", "values", "generative")

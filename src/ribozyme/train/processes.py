@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ribozyme.engine.device import fast_bfloat16
-from ribozyme.train.run import State
+from ribozyme.train.history import State
 
 
 class Workers:

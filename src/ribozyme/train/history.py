@@ -1,0 +1,94 @@
+"""What was seen while training, and where a training stands."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ribozyme.train.feed import Place
+
+COLUMNS = ("step", "epoch", "tokens", "seconds", "rate", "norm", "loss", "validation_loss")
+
+
+@dataclass(slots=True)
+class History:
+    """What was seen while training, every `log_every` steps (of a fine-tuning: once an epoch).
+
+    steps, epochs, tokens, seconds : done by then, since the beginning
+    loss, rate, norm : mean training loss since the last time, learning rate, length of the last gradient
+    validation_steps, validation_loss : of each validation
+    """
+
+    steps: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    norm: list[float] = field(default_factory=list)
+    validation_steps: list[int] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> int | None:
+        """The place of the lowest validation loss (the first of equal ones), None before any."""
+        if not self.validation_loss:
+            return None
+        return self.validation_loss.index(min(self.validation_loss))
+
+    @property
+    def best_step(self) -> int:
+        """The step whose weights count: that of the best validation, or the last."""
+        if self.best is not None:
+            return self.validation_steps[self.best]
+        return self.steps[-1] if self.steps else 0
+
+    @property
+    def best_epoch(self) -> int:
+        """The same of a training that looks at its validation once an epoch, from 1."""
+        return len(self.loss) if self.best is None else self.best + 1
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """As in `log.csv`, a row for each step that was looked at; None for what was not."""
+        held = dict(zip(self.validation_steps, self.validation_loss))
+        lists = (self.epochs, self.tokens, self.seconds, self.rate, self.norm, self.loss)
+        trained = dict(zip(self.steps, zip(*lists)))
+        nothing = (None,) * len(lists)
+        return [
+            (step, *trained.get(step, nothing), held.get(step))
+            for step in sorted(trained.keys() | held.keys())
+        ]
+
+    def to_frame(self) -> Any:
+        """The same as a DataFrame, which `rz.pl.training_curve` draws."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows(), columns=list(COLUMNS), dtype=float)
+
+
+@dataclass(slots=True)
+class State:
+    """Where a training stands; all of it that is no tensor.
+
+    loss : of the last step
+    since : sum of loss x examples, and examples, since the last line of the log
+    """
+
+    step: int = 0
+    place: Place = field(default_factory=Place)
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    since: tuple[float, float] = (0.0, 0.0)
+    history: History = field(default_factory=History)
+
+    def to_json(self) -> str:
+        """For `from_json`; numbers come back to the last bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "State":
+        """What `to_json` wrote."""
+        found = json.loads(text)
+        found["place"], found["history"] = Place(**found["place"]), History(**found["history"])
+        found["since"] = tuple(found["since"])
+        return cls(**found)
