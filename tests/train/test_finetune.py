@@ -304,3 +304,8 @@ def test_what_is_not_a_saved_model_is_named(rnafm, sequences, numbers, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         tuned.save(tmp_path / "file")
+    (tmp_path / "run" / "finetuned.json").write_text(json.dumps(settings))
+    head = tmp_path / "run" / "head.safetensors"
+    head.write_bytes(head.read_bytes()[:-5] + bytes([head.read_bytes()[-5] ^ 4]) + head.read_bytes()[-4:])
+    with pytest.raises(CheckpointError, match=r"head\.safetensors: damaged"):
+        FineTuned.load(tmp_path / "run")

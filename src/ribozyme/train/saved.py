@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ribozyme.checkpoint import open_checkpoint, read_json, shapes_of
 from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.metrics import Score
+from ribozyme.tensors import write_safetensors
 from ribozyme.train.heads import Network
 from ribozyme.train.labels import Labels
 
@@ -45,9 +45,8 @@ def write(folder: Path, model: Any, network: Network, labels: Labels, settings: 
         (folder / name).unlink(missing_ok=True)
     model.save(folder / BACKBONE)
     parts = {**network.head.state_dict(), **network.scaler.state_dict(prefix=SCALER)}
-    state = {name: t.detach().cpu().contiguous() for name, t in parts.items()}
     with AtomicFile(folder / HEAD) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, parts)
     write_json(folder / SETTINGS, {"format": FORMAT, **settings, "labels": asdict(labels)})
 
 
