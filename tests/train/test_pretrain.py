@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -105,6 +106,59 @@ def test_a_run_from_a_file_goes_on_and_keeps_its_best_weights(make_model, tmp_pa
     assert [line[0] for line in without_seconds[0][1:]] == ["0", "3", "4", "6", "8", "9", "12"]
     with pytest.raises(ConfigError, match="holds a run with learning_rate"):
         pretrain(make_model("helix"), corpus, tmp_path / "run", replace(how, learning_rate=1e-3))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_a_run_with_more_steps_ends_as_if_it_had_had_them_from_the_start(
+    make_model, tmp_path, monkeypatch, schedule
+):
+    """A finished one at a constant rate, a stopped one before its rate falls."""
+    corpus = write_fasta(tmp_path / "rna.fa")
+    first, whole = (10, 20) if schedule == "constant" else (15, 20)
+    how = recipe(schedule=schedule, step_tokens=120, held=0.2, validate_every=5, warmup=2)
+    cadence = {"save_every": 5, "log_every": 5}
+    pretrain(make_model("helix"), corpus, tmp_path / "whole", replace(how, steps=whole), **cadence)
+
+    def stop(state):
+        if schedule == "wsd" and state.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        pretrain(
+            make_model("helix"), corpus, tmp_path / "run", replace(how, steps=first), watch=stop, **cadence
+        )
+    except SystemExit:
+        assert schedule == "wsd"
+    further = pretrain(make_model("helix"), corpus, tmp_path / "run", replace(how, steps=whole), **cadence)
+    assert further.steps[-1] == whole
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == whole
+
+
+def test_more_steps_are_refused_where_the_rate_would_have_been_another(make_model, tmp_path):
+    how = recipe(steps=6, schedule="cosine", validate_every=0)
+    pretrain(make_model("helix"), PATTERNS, tmp_path, how)
+    with pytest.raises(
+        ConfigError, match="6 of 6 steps are done; had there been 9, schedule 'cosine'"
+    ) as told:
+        pretrain(make_model("helix"), PATTERNS, tmp_path, replace(how, steps=9))
+    assert f"--model {tmp_path}" in told.value.hint
+    assert json.loads((tmp_path / "run.json").read_text())["steps"] == 6
+    with pytest.raises(ConfigError, match="6 steps are done, more than 5"):
+        pretrain(make_model("helix"), PATTERNS, tmp_path, replace(how, steps=5))
+
+
+def test_the_warm_up_stays_as_it_was_when_steps_change(make_model, tmp_path):
+    how = recipe(steps=50, schedule="constant", validate_every=0)
+    with pytest.raises(SystemExit):
+        pretrain(make_model("helix"), PATTERNS, tmp_path, how, log_every=1, watch=terminate)
+    pretrain(make_model("helix"), PATTERNS, tmp_path, replace(how, steps=3))
+    assert json.loads((tmp_path / "run.json").read_text())["warmup"] == 1
+
+
+def terminate(state):
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_model_by_name_begins_with_its_weights_or_fresh_ones(tmp_path):

@@ -100,3 +100,27 @@ def test_what_is_not_trained_is_in_no_group():
     groups = parameter_groups(network.named_parameters(), 0.1)
     assert sum(len(group["params"]) for group in groups) == 2
     torch.optim.AdamW(groups)  # an empty group is no error
+
+
+@pytest.mark.parametrize(
+    ("kind", "done", "steps", "fits"),
+    [
+        ("constant", 100, 1000, True),
+        ("constant", 40, 50, True),
+        ("constant", 40, 30, False),
+        ("wsd", 64, 200, True),
+        ("wsd", 66, 200, False),
+        ("cosine", 10, 200, True),
+        ("cosine", 12, 200, False),
+        ("linear", 50, 200, False),
+    ],
+)
+def test_steps_may_change_while_the_rates_so_far_are_the_same(kind, done, steps, fits):
+    """Of 100 steps the first 10 warm up; wsd stays for 54 more."""
+    before, after = (Schedule(steps=count, kind=kind, warmup=10, decay=0.4) for count in (100, steps))
+    if fits:
+        after.check_goes_on(before, done, "run")
+        return
+    with pytest.raises(ConfigError, match=r"run: \d+ ") as told:
+        after.check_goes_on(before, done, "run")
+    assert "another rate from step" in str(told.value) or "more than 30" in str(told.value)

@@ -17,6 +17,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile
 from ribozyme.tensors import Tensors
 from ribozyme.train.history import COLUMNS, History, State
+from ribozyme.train.schedule import Schedule
 from ribozyme.train.snapshot import (
     learnt,
     load_learnt,
@@ -46,6 +48,7 @@ class Run:
     """A folder that is begun, or gone on with.
 
     settings : what must be the same for the run to go on (plain JSON)
+    schedule : if the `steps` among the settings may change, as long as the rates of the done steps do not
     writes : whether this process writes the files (one of several does)
     also : called when the training ends or stops, to write more
 
@@ -60,6 +63,7 @@ class Run:
         folder: str | Path,
         settings: Mapping[str, Any],
         *,
+        schedule: Schedule | None = None,
         writes: bool = True,
         also: Callable[[], object] | None = None,
     ) -> None:
@@ -69,10 +73,10 @@ class Run:
         self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))
         self._board: Any = None
         self._drawn = time.monotonic()
-        found = _read_settings(self.folder / SETTINGS)
+        found = read_settings(self.folder)
         if found is not None:
-            _check_same(self.folder, found, self.settings)
-        elif writes:
+            self._check(found, schedule)
+        if writes and found != self.settings:
             self.folder.mkdir(parents=True, exist_ok=True)
             with AtomicFile(self.folder / SETTINGS) as temporary:
                 temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
@@ -100,12 +104,7 @@ class Run:
         if not path.is_file():
             state = State()
         else:
-            tensors, about = read_sealed(path)
-            try:
-                state = State.from_json(about["state"])
-                groups = json.loads(about["optimizer"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{path}: its state is damaged ({error})") from error
+            tensors, state, groups = _read_checkpoint(path)
             weights = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
             load_learnt(network, weights, path)
             unpack_optimizer(optimizer, tensors, groups, path)
@@ -163,6 +162,22 @@ class Run:
             draw(history, self.folder / PICTURE)
             self._drawn = time.monotonic()
 
+    def _check(self, found: dict[str, Any], schedule: Schedule | None) -> None:
+        """Raise `ConfigError` if the run in the folder cannot go on with our settings."""
+        wanted = self.settings
+        differ = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        if differ == ["steps"] and schedule is not None:
+            path = self.folder / CHECKPOINT
+            done = _read_checkpoint(path)[1].step if path.is_file() else 0
+            schedule.check_goes_on(replace(schedule, steps=int(found["steps"])), done, str(self.folder))
+        elif differ:
+            name = differ[0]
+            more = f" (and {len(differ) - 1} more settings differ)" if len(differ) > 1 else ""
+            raise ConfigError(
+                f"{self.folder}: holds a run with {name} {found.get(name)!r}, not {wanted.get(name)!r}{more}",
+                hint="go on with the settings in its run.json, or choose another folder",
+            )
+
     def _begin_log(self, history: History) -> None:
         """The log again as of the checkpoint: lines that were written after it come again."""
         if not self.writes:
@@ -196,7 +211,9 @@ def draw(history: History, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _read_settings(path: Path) -> dict[str, Any] | None:
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What the run in a folder was begun with, None where there is none."""
+    path = folder / SETTINGS
     if not path.is_file():
         return None
     try:
@@ -206,15 +223,13 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differ = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    if differ:
-        name = differ[0]
-        more = f" (and {len(differ) - 1} more settings differ)" if len(differ) > 1 else ""
-        raise ConfigError(
-            f"{folder}: holds a run with {name} {found.get(name)!r}, not {wanted.get(name)!r}{more}",
-            hint="go on with the settings in its run.json, or choose another folder",
-        )
+def _read_checkpoint(path: Path) -> tuple[Tensors, State, dict[str, Any]]:
+    """Tensors, where the training stood, and the numbers of the optimizer."""
+    tensors, about = read_sealed(path)
+    try:
+        return tensors, State.from_json(about["state"]), json.loads(about["optimizer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its state is damaged ({error})") from error
 
 
 def _board(folder: Path, first: int) -> Any:

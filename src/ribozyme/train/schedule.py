@@ -54,6 +54,19 @@ class Schedule:
             return (step + 1) / (self.warmup + 1)
         return KINDS[self.kind](min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup)), self.decay)
 
+    def check_goes_on(self, before: "Schedule", done: int, where: str) -> None:
+        """Raise `ConfigError` unless the `done` steps of another schedule have the same rates in this one."""
+        if done > self.steps:
+            raise ConfigError(f"{where}: {done:,} steps are done, more than {self.steps:,}")
+        odd = next((step for step in range(done) if self.factor(step) != before.factor(step)), None)
+        if odd is not None:
+            raise ConfigError(
+                f"{where}: {done:,} of {before.steps:,} steps are done; had there been {self.steps:,}, "
+                f"schedule {self.kind!r} would have had another rate from step {odd + 1:,} on",
+                hint=f"train its weights further in another folder (--model {where}); steps can be changed "
+                "while the rate is constant, as before the decay of wsd",
+            )
+
 
 def parameter_groups(
     parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float

@@ -1,0 +1,127 @@
+"""How a model is pretrained: the settings, and the objective that they make for a model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ribozyme.errors import ConfigError
+from ribozyme.train.components import Components
+from ribozyme.train.corpus import Coding
+from ribozyme.train.feed import BUFFER
+from ribozyme.train.loop import Objective
+from ribozyme.train.objectives import Generative, Genes, Letters, MaskedLetters, MaskedValues, NextLetter
+
+OBJECTIVES = ("next", "masked", "values", "generative")
+E_WEIGHT = 0.2  # E follows from the reading frame: easy, and not what is to be learnt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to pretrain; what is None is chosen by the model, the device and the other settings.
+
+    steps, step_tokens : optimizer steps, and tokens of a step over all processes
+    longest : letters, or genes, of an input; of a longer one a random part
+    objective : `next` letter, `masked` letters, masked `values`, `generative`; by default by the model
+    contrast : of `masked`, the coefficient of telling two parts of a sequence from others
+    share : of the letters, or bins, that are masked; by default 0.15, 0.4
+    schedule, warmup, decay : as of `Schedule`; the warm-up is 2 % of the steps by default
+    buffer : inputs that are shuffled together
+    sorted_steps : steps whose inputs are sorted by length together
+    held : share of the inputs that are held out, of which at most 512 are looked at
+    """
+
+    steps: int = 10_000
+    step_tokens: int = 8_192
+    longest: int | None = None
+    objective: str | None = None
+    contrast: float = 0.0
+    share: float | None = None
+    coding: Coding = "whole"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "wsd"
+    warmup: int | None = None
+    decay: float = 0.4
+    clip: float = 1.0
+    buffer: int = BUFFER
+    sorted_steps: int = 1
+    held: float = 0.005
+    validate_every: int = 500
+    patience: int | None = None
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise ConfigError(
+                f"objective {self.objective!r} does not exist", hint=f"one of {', '.join(OBJECTIVES)}"
+            )
+        if not 0 <= self.held < 1:
+            raise ConfigError(f"held {self.held} is a share from 0 to below 1")
+        if self.longest is not None and self.longest < 1:
+            raise ConfigError(f"longest {self.longest} must be positive")
+
+
+def objective_of(model: Any, recipe: Recipe, components: Components | None = None) -> Objective:
+    """What `pretrain` with this recipe trains the model for."""
+    cells = model.reads == "cells"
+    fits = ("values", "generative") if cells else ("next",) if model.config.causal else ("masked",)
+    name = recipe.objective or fits[0]
+    if name not in fits:
+        raise ConfigError(f"objective {name!r} is not for this model", hint=f"one of {', '.join(fits)}")
+    if components is not None and name != "values":
+        raise ConfigError("components are of cells", hint="use them with objective='values'")
+    if cells:
+        return _of_cells(model, recipe, name, components)
+    return _of_next(model, recipe) if name == "next" else _of_masked(model, recipe)
+
+
+def _of_next(model: Any, recipe: Recipe) -> Objective:
+    reading = _letters(model, recipe)
+    if reading.optional is None:
+        return NextLetter(reading)
+    weights = [1.0] * len(model.tokenizer.letters)
+    weights[reading.optional[0]] = E_WEIGHT
+    return NextLetter(reading, tuple(weights))
+
+
+def _of_masked(model: Any, recipe: Recipe) -> Objective:
+    plain = [bool(letter) and not set(letter) - set("ACGU") for letter in model.tokenizer.letters]
+    letters = tuple(k for k, is_plain in enumerate(plain) if is_plain)
+    share = 0.15 if recipe.share is None else recipe.share
+    reading = _letters(model, recipe)
+    return MaskedLetters(reading, model.tokenizer.mask_id, letters, share, recipe.contrast)
+
+
+def _letters(model: Any, recipe: Recipe) -> Letters:
+    """How a sequence becomes tokens of the model."""
+    limits = [limit for limit in (model.config.max_letters, recipe.longest) if limit is not None]
+    return Letters(
+        prefix=tuple(model.tokenizer.prefix),
+        suffix=tuple(model.tokenizer.suffix),
+        longest=min(limits, default=1 << 30),
+        optional=_marks(model.tokenizer, recipe),
+        views=2 if recipe.contrast else 1,
+    )
+
+
+def _marks(tokenizer: Any, recipe: Recipe) -> tuple[int, float] | None:
+    """The letter in front of codons, which 40 % of the sequences do without: users have both kinds."""
+    if recipe.coding != "mark":
+        return None
+    if "E" not in tokenizer.letters:
+        raise ConfigError("this model has no letter E to mark codons with", hint="use coding='whole'")
+    return tokenizer.letters.index("E"), 0.4
+
+
+def _of_cells(model: Any, recipe: Recipe, name: str, components: Components | None) -> Objective:
+    config = model.config
+    longest = 1_199 if recipe.longest is None else recipe.longest
+    reading = Genes(cls_id=model.vocabulary.cls_id, cls_value=config.pad_value, longest=longest)
+    if name == "generative":
+        if not config.flag:
+            raise ConfigError("this network has no flag for genes to generate", hint="use objective='values'")
+        return Generative(reading, config.n_bins)
+    share = 0.4 if recipe.share is None else recipe.share
+    of_cell = "components" if components is not None else "mvc" if config.mvc else None
+    told = {"expression": 1.0} | ({of_cell: 1.0} if of_cell else {})
+    return MaskedValues(reading, config.mask_value, config.n_bins, share, told, components=components)
