@@ -35,10 +35,44 @@ def test_one_command_trains_and_the_folder_is_a_model(corpus, tmp_path):
     assert done.stdout == ""
     assert "4 steps" in done.stderr
     assert "held out" in done.stderr
+    assert f"curve: {run / 'curve.png'}" in done.stderr
+    assert "tensorboard" in done.stderr.lower()
+    assert (run / "curve.png").is_file()
     assert rz.load(run, device="cpu").embed(["ACGU"]).shape == (1, 128)
     curve = json.loads((run / "curve.json").read_text())
     assert curve["step"] == [0, 1, 2, 3, 4]
     assert len(rz.pl.training_curve(run / "curve.json").axes) == 1
+
+
+def test_every_setting_of_a_recipe_is_an_option():
+    import inspect
+    from dataclasses import fields
+
+    from ribozyme.cli.train import pretrain
+    from ribozyme.train.pretrain import Recipe
+
+    options = inspect.signature(pretrain).parameters
+    for setting in fields(Recipe):
+        assert options[setting.name].default == setting.default, setting.name
+
+
+@pytest.mark.slow
+def test_two_stages_as_in_the_guide(corpus, tmp_path):
+    """The second begins with the weights that the first ended with."""
+    first, second = tmp_path / "stage1", tmp_path / "stage2"
+    done = ran(corpus, "-o", first, *SETTINGS, "--scratch", "--decay", "0")
+    assert done.returncode == 0, done.stderr
+    rest = [*SETTINGS, "--schedule", "linear", "--warmup", "0", "--validation", corpus]
+    rest[rest.index("--model") + 1] = str(first)
+    done = ran(corpus, "-o", second, *rest)
+    assert done.returncode == 0, done.stderr
+    log = [line.split(",") for line in (second / "log.csv").read_text().splitlines()]
+    assert [float(line[4]) for line in log[2:]] == [1e-3, 7.5e-4, 5e-4, 2.5e-4]
+    ends, begins = (
+        json.loads((run / "curve.json").read_text())["validation_loss"] for run in (first, second)
+    )
+    assert begins[0] < ends[0] - 0.1
+    assert rz.load(second, device="cpu").embed(["ACGU"]).shape == (1, 128)
 
 
 @pytest.mark.slow

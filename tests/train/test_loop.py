@@ -1,6 +1,7 @@
 """The loop: resume to the last bit from any interruption, one loss however a step is cut, NaN, stopping."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -395,6 +396,8 @@ def test_a_terminal_gets_a_bar_and_anything_else_nothing(monkeypatch, capsys):
     assert f"{STEPS}/{STEPS}" in said
     assert "loss" in said
     assert "tokens/s" in said
+    assert re.search(r"\d:\d\d:\d\d", said), "time left"
+    assert "nan" not in said
 
 
 def test_tensorboard_gets_the_lines_of_the_log_where_it_is_installed(tmp_path, monkeypatch):
@@ -404,10 +407,24 @@ def test_tensorboard_gets_the_lines_of_the_log_where_it_is_installed(tmp_path, m
         def add_scalar(self, name, value, step):
             told.append((name, value, step))
 
+        def flush(self):
+            told.append(("flush", None, None))
+
     monkeypatch.setattr("ribozyme.train.run._board", lambda folder, first: Board())
     _, history = go(tmp_path)
     assert [value for name, value, _ in told if name == "loss"] == history.loss
+    assert told[-1][0] == "flush"
     assert [step for name, _, step in told if name == "validation_loss"] == history.validation_steps
+
+
+def test_tensorboard_reads_what_a_run_wrote(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, history = go(tmp_path)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [one.step for one in events.Scalars("loss")] == history.steps
+    np.testing.assert_allclose([one.value for one in events.Scalars("loss")], history.loss, rtol=1e-6)
+    assert [one.step for one in events.Scalars("validation_loss")] == history.validation_steps
 
 
 def test_a_history_is_a_table_that_can_be_drawn():

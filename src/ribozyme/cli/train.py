@@ -1,13 +1,20 @@
 """`ribozyme pretrain`: train a model on a corpus."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ribozyme.cli.language import Device
 from ribozyme.errors import InputError
+
+AROUND = (
+    *("scratch", "validation", "batch_tokens", "save_every", "log_every"),
+    *("sequence_column", "gene_column", "device"),
+)
+"""Options that are settings of `pretrain` beside the recipe."""
 
 
 def pretrain(
@@ -73,59 +80,46 @@ def pretrain(
 
     Several processes: torchrun --nproc-per-node 2 -m ribozyme.cli pretrain ..., or accelerate launch.
     """
-    from ribozyme.train.pretrain import Recipe
-    from ribozyme.train.pretrain import pretrain as train
+    given = dict(locals())
     from ribozyme.train.processes import end_processes, first_process
+    from ribozyme.train.recipe import Recipe
     from ribozyme.train.run import CHECKPOINT
 
     if resume and not (output / CHECKPOINT).is_file():
         raise InputError(f"{output}: there is no run to go on with", hint="leave out --resume to begin one")
-    recipe = Recipe(
-        steps=steps,
-        step_tokens=step_tokens,
-        longest=longest,
-        objective=objective,
-        contrast=contrast,
-        share=share,
-        coding=coding,  # type: ignore[arg-type]  # checked where it is used
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        warmup=warmup,
-        decay=decay,
-        clip=clip,
-        buffer=buffer,
-        sorted_steps=sorted_steps,
-        held=held,
-        validate_every=validate_every,
-        patience=patience,
-        precision=precision,
-        seed=seed,
+    history = _train(
+        model,
+        corpus,
+        output,
+        Recipe(**{one.name: given[one.name] for one in fields(Recipe)}),
+        **{name: given[name] for name in AROUND},
     )
+    if first_process():
+        print(_summary(output, history), file=sys.stderr)
+    end_processes()
+
+
+def _train(model: str, corpus: str, output: Path, recipe: Any, **around: Any) -> Any:
+    """The history of the training; one that was asked to stop ends the program."""
+    from ribozyme.train.pretrain import pretrain as train
+
     try:
-        history = train(
-            model,
-            corpus,
-            output,
-            recipe,
-            scratch=scratch,
-            validation=validation,
-            batch_tokens=batch_tokens,
-            save_every=save_every,
-            log_every=log_every,
-            sequence_column=sequence_column,
-            gene_column=gene_column,
-            device=device,
-        )
+        return train(model, corpus, output, recipe, **around)
     except (KeyboardInterrupt, SystemExit) as stop:
         print(f"stopped; the run is kept in {output}; to go on, give the same command again", file=sys.stderr)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
-    if first_process():
-        held_out = history.validation_loss
-        told = f"; held out {held_out[0]:.4f} -> {min(held_out):.4f}" if held_out else ""
-        print(
-            f"{output}: {history.steps[-1]:,} steps, {history.tokens[-1]:,} tokens, "
-            f"loss {history.loss[0]:.4f} -> {history.loss[-1]:.4f}{told}",
-            file=sys.stderr,
-        )
-    end_processes()
+
+
+def _summary(output: Path, history: Any) -> str:
+    """How the training went, and where that can be looked at."""
+    from ribozyme.train.run import BOARD, PICTURE
+
+    held_out = history.validation_loss
+    board = output / BOARD
+    return (
+        f"{output}: {history.steps[-1]:,} steps, {history.tokens[-1]:,} tokens, "
+        f"loss {history.loss[0]:.4f} -> {history.loss[-1]:.4f}"
+        + (f"; held out {held_out[0]:.4f} -> {min(held_out):.4f}" if held_out else "")
+        + f"\ncurve: {output / PICTURE}; "
+        + (f"tensorboard --logdir {board}" if board.is_dir() else "for TensorBoard: pip install tensorboard")
+    )

@@ -1,7 +1,6 @@
 """Around the loop: the processes of a training, the signals that stop it, the bar that shows it."""
 
 import contextlib
-import math
 import os
 import signal
 import sys
@@ -133,15 +132,16 @@ def bar(total: int, begun: State, workers: Workers, *, stays: bool) -> Iterator[
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
     tokens, seconds = begun.tokens, begun.seconds
     with Progress(*columns, console=Console(stderr=True), transient=not stays) as progress:
-        task = progress.add_task("step", total=total, completed=begun.step, loss=math.nan, speed=0.0)
+        task = progress.add_task("step", total=total, completed=begun.step, told="")
 
         def show(state: State) -> None:
             speed = (state.tokens - tokens) / max(1e-9, state.seconds - seconds)
-            progress.update(task, completed=state.step, loss=state.loss, speed=speed)
+            told = f"loss {state.loss:.4f}  {speed:,.0f} tokens/s"
+            progress.update(task, completed=state.step, told=told)
 
         yield show

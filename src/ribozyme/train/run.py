@@ -143,6 +143,7 @@ class Run:
             for name, value in zip(COLUMNS, row):
                 if name in ("rate", "norm", "loss", "validation_loss") and value is not None:
                     self._board.add_scalar(name, value, row[0])
+            self._board.flush()  # a run that is killed has told what its log tells
 
     def save_failed(self, step: int, rank: int, batches: Sequence[Tensors]) -> Path:
         """Keep the batches at which a loss was no number."""
