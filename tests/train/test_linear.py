@@ -187,6 +187,24 @@ def test_a_network_that_is_trained_begins_with_the_solved_head(rnafm, sequences,
     np.testing.assert_allclose(whole.predict(sequences), alone.predict(sequences), atol=1e-3)
 
 
+def test_copies_of_a_group_do_not_choose_the_penalty_for_each_other(rnafm, sequences):
+    """Labels say nothing of other sequences, so the strongest penalties are best, which copies hide."""
+    y = np.random.default_rng(4).normal(size=32)
+    how = {"X": sequences * 4, "y": np.tile(y, 4)}
+    cut = rz.Regressor(rnafm, validation=0).fit(**how).history_
+    whole = rz.Regressor(rnafm, validation=0).fit(**how, groups=list(range(32)) * 4).history_
+    assert whole.rate[whole.best] > 10 * cut.rate[cut.best]
+
+
+def test_where_layers_only_do_harm_the_solved_head_is_kept(rnafm, sequences, numbers):
+    held = (sequences[24:], numbers[24:])
+    harmed = rz.Regressor(rnafm, layers=None, learning_rate=0.3, epochs=2)
+    harmed.fit(sequences[:24], numbers[:24], validation_data=held)
+    alone = rz.Regressor(rnafm).fit(sequences[:24], numbers[:24], validation_data=held)
+    assert harmed.history_.best_step == 0
+    np.testing.assert_allclose(harmed.predict(sequences), alone.predict(sequences), atol=1e-3)
+
+
 def test_letters_are_solved_and_too_many_are_drawn(rnafm, sequences, monkeypatch):
     y = ["".join("(" if x == "G" else "." for x in one) for one in sequences]
     classifier = rz.TokenClassifier(rnafm).fit(sequences, y)

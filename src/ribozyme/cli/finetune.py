@@ -57,7 +57,7 @@ def finetune(
     device: Device = "auto",
 ) -> None:
     """Train a predictor of a column of a table; stopped, the same command goes on."""
-    from ribozyme.train.tables import parts_of, read_labelled
+    from ribozyme.train.tables import groups_of, parts_of, read_labelled
 
     _check_choice("task", task, ("regression", "classification", "token"))
     _check_choice("split", split, ("clusters", "random"))
@@ -85,13 +85,17 @@ def finetune(
         device=device,
         **({"class_weight": class_weight} if class_weight else {}),
     )
-    parts = parts_of(data, how=split, validation=validation, test=test, seed=seed)
+    groups = groups_of(data, split)
+    parts = parts_of(data, groups, validation=validation, test=test, seed=seed)
     training, held, tested = (data.of(rows) for rows in (parts.train, parts.validation, parts.test))
     output.mkdir(parents=True, exist_ok=True)
+    sizes = f"{len(training):,} inputs to train on, {len(held):,} to validate, {len(tested):,} to test"
+    print(f"{output}: {sizes}", file=sys.stderr)
     estimator.validation = 0
     estimator.fit(
         training.X,
         training.y,
+        groups=None if groups is None else groups[parts.train],
         validation_data=(held.X, held.y) if len(held) else None,
         folder=output / TRAINING,
     )
@@ -187,7 +191,9 @@ def _report(estimator: Any, data: Any, training: Any, output: Path | None, part:
 
     found = scored(estimator, data, training, seed=seed)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table(found, f"{part + ': ' if part else ''}{len(data):,} inputs, 95 % intervals"))
+    title = f"{part + ': ' if part else ''}{len(data):,} inputs, 95 % intervals"
+    console.print(title, highlight=False)
+    console.print(table(found, console.width))
     if found.gain is not None:
         console.print(f"\n{found.by} above the best baseline: {found.gain}", highlight=False)
     if output is not None:

@@ -48,7 +48,7 @@ class Descent:
                 "must be positive"
             )
 
-    def loop(self, count: int) -> Loop:
+    def loop(self, count: int, *, validate_first: bool = False) -> Loop:
         """Over `count` examples; what an epoch is, is looked at after each."""
         every = -(-count // self.batch_size)
         return Loop(
@@ -57,6 +57,7 @@ class Descent:
             clip=self.clip,
             log_every=every,
             validate_every=every,
+            validate_first=validate_first,
             save_every=self.save_every or every,
             patience=self.patience,
             precision=self.precision,
@@ -68,11 +69,13 @@ class Descent:
         network: Network,
         objective: Supervised,
         examples: Examples,
-        loop: Loop,
         folder: Path | None,
         about: dict[str, Any],
+        *,
+        validate_first: bool = False,
     ) -> History:
         """Train what has gradients; `about` must be the same to go on in a folder."""
+        loop = self.loop(examples.learnt, validate_first=validate_first)
         feed = Feed(
             corpus=InMemory(range(examples.learnt)),
             size=self.batch_size,

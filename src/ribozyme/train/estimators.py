@@ -113,7 +113,7 @@ class Estimator(BaseEstimator):
         ----------
         X : list of sequences or of (name, sequence), a Series, an AnnData, a path ...
         y : a label an input; of cells also the name of a column of `obs`
-        groups : (n,) a label an input; the validation part is of whole groups
+        groups : (n,) a label an input; what is held back to choose an epoch, or a penalty, is whole groups
         validation_data : inputs and labels to choose the best epoch by, in place of a share of these
         folder : keep the training there; stopped at any moment, the same call goes on from its checkpoint
 
@@ -124,6 +124,7 @@ class Estimator(BaseEstimator):
         X, y = examples(X, y)
         count = count_of(X)
         labels = self._understood(y, count)
+        groups = self._checked(groups, count)
         train, held = self._parts(labels, y, count, groups if validation_data is None else None)
         if validation_data is not None:
             X_held, y_held = examples(*validation_data)
@@ -149,6 +150,7 @@ class Estimator(BaseEstimator):
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
             validation=validation,
+            groups=None if groups is None else groups[train],
             patience=None if validation is None else self.patience,
             folder=None if folder is None else Path(folder),
         )
@@ -235,11 +237,14 @@ class Estimator(BaseEstimator):
             )
         return labels
 
+    def _checked(self, groups: Any, count: int) -> Any:
+        if groups is not None and len(groups) != count:
+            raise InputError(f"{len(groups):,} groups for {count:,} inputs")
+        return None if groups is None else np.asarray(groups)
+
     def _parts(self, labels: Labels, y: Any, count: int, groups: Any) -> tuple[Rows, Rows]:
         """Positions to train on, and to validate on."""
-        units = np.arange(count) if groups is None else np.asarray(groups)
-        if len(units) != count:
-            raise InputError(f"{len(units):,} groups for {count:,} inputs")
+        units = np.arange(count) if groups is None else groups
         if not self.validation or len(np.unique(units)) < FEWEST:
             return np.arange(count), np.empty(0, np.int64)
         one_class = labels.task == "classification" and self.level == "input"

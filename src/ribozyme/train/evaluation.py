@@ -18,6 +18,8 @@ from ribozyme.train.tables import Labelled
 
 MAIN = {"regression": "spearman", "classification": "accuracy", "multilabel": "f1"}
 """The metric that predictors are compared by."""
+LABEL_WIDTH, SCORE_WIDTH = 18, 24
+"""Letters that the name of a metric, and a value with its interval, take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,15 @@ def _gain(labels: Labels, data: Labelled, ours: Any, theirs: Any, by: str, how: 
     return metrics.difference(statistic, true, ours, theirs, **{**how, "groups": groups})
 
 
-def table(found: Evaluation, title: str = "") -> Any:
-    """For people: a row a metric, a column a predictor (a rich Table)."""
+def table(found: Evaluation, width: int | None = None) -> Any:
+    """For people: a row a metric, a column a predictor (a rich Table); narrow ones break before intervals."""
     from rich.table import Table
 
     if not found.scores:
         raise InputError("there are no scores")
-    shown = Table("", *found.scores, box=None, title=title or None, title_justify="left", pad_edge=False)
+    narrow = width is not None and width < LABEL_WIDTH + SCORE_WIDTH * len(found.scores)
+    shown = Table("", *found.scores, box=None, pad_edge=False)
     for metric in next(iter(found.scores.values())):
         cells = [str(of[metric]) if metric in of else "" for of in found.scores.values()]
-        shown.add_row(metric.replace("_", " "), *cells)
+        shown.add_row(metric.replace("_", " "), *(c.replace(" [", "\n[") if narrow else c for c in cells))
     return shown

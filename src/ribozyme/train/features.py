@@ -62,7 +62,7 @@ def solvable(
         targets = examples.targets.numpy()[owner]
     else:
         targets = np.concatenate([one.numpy()[rows] for one, rows in zip(examples.targets, kept)])
-    every = Rows(np.concatenate(found), targets, owner)
+    every = Rows(np.concatenate(found), targets, examples.groups[owner])
     learnt = owner < examples.learnt
     held = None if learnt.all() else every.of(np.flatnonzero(~learnt))
     return every.of(np.flatnonzero(learnt)), held

@@ -29,24 +29,17 @@ from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.packing import Packed
 from ribozyme.train import saved
 from ribozyme.train.descent import Descent, Loss, Optimizer
-from ribozyme.train.features import features, solvable
+from ribozyme.train.fitting import Fitting
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.history import History
 from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
-from ribozyme.train.linear import Solution, fit_linear
-from ribozyme.train.loop import Batch
 from ribozyme.train.lora import add_lora, merge_lora
-from ribozyme.train.processes import first_process, process_device
-from ribozyme.train.run import CHECKPOINT, Run
-from ribozyme.train.supervised import Examples, Supervised, check_known
+from ribozyme.train.processes import process_device
+from ribozyme.train.supervised import Examples, check_known, own_groups
 
 EPOCHS = 10
 """Where none are given and the head is not solved."""
-MEASURED = 512
-"""Inputs that features are standardised by, where not all of them are computed."""
-MOST_KEPT = 2**30
-"""Bytes of features that are kept in memory while a head alone descends."""
 
 Array = npt.NDArray[np.float32]
 
@@ -139,6 +132,7 @@ class FineTuned:
         batch_tokens: int | None = None,
         clip: float = 1.0,
         validation: tuple[Any, Any] | None = None,
+        groups: Any = None,
         patience: int | None = None,
         optimizer: Optimizer | None = None,
         loss: Loss | None = None,
@@ -152,7 +146,8 @@ class FineTuned:
         """Train the head, and as much of the network as is asked for; again, to go on training.
 
         A linear head alone is solved (`train/linear.py`), unless `epochs`, a loss or an optimizer is given;
-        with layers or LoRA it begins at that solution, and descends from there (arXiv:2202.10054).
+        with layers or LoRA it begins at that solution, and descends from there (arXiv:2202.10054); where
+        no epoch is better in the validation, the solution is what is kept.
 
         Parameters
         ----------
@@ -167,6 +162,7 @@ class FineTuned:
         batch_tokens : tokens that go through the network at once; bounds the memory, not the result
         clip : longest gradient
         validation : inputs and labels to look at after each epoch; the best epoch's weights are kept
+        groups : (n,) a label an input; a head that is solved is judged on whole groups
         patience : epochs that are no better after which to stop
         optimizer : makes an optimizer of parameters; by default AdamW
         loss : from outputs and labels in their own units to a mean; by default what the task says
@@ -189,10 +185,7 @@ class FineTuned:
         """
         if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
             raise ConfigError("validation is a pair of inputs and labels", hint="validation=(inputs, labels)")
-        folder = None if folder is None else Path(folder)
         linear = self.head == "linear" and loss is None
-        solved = epochs is None and linear and optimizer is None and self.solves(layers)
-        seed = int(torch.randint(2**62, (), generator=self.generator))
         descent = Descent(
             epochs=EPOCHS if epochs is None else epochs,
             learning_rate=learning_rate,
@@ -207,10 +200,10 @@ class FineTuned:
             save_every=save_every,
             precision=precision,
             sorted_steps=sorted_steps,
-            seed=seed,
+            seed=int(torch.randint(2**62, (), generator=self.generator)),
         )
-        known, examples = self._examples(inputs, labels, validation, overlong, strict)
-        loop = descent.loop(examples.learnt)
+        known, examples = self._examples(inputs, labels, validation, groups, overlong, strict)
+        descent.loop(examples.learnt)  # what is wrong with its settings is said before anything long
         network = self._attach_head(known)
         about = {
             "kind": "fine-tuning",
@@ -219,14 +212,28 @@ class FineTuned:
             "lora_rank": self.lora_rank,
             "data": examples.digest(),
         }
+        fitting = Fitting(
+            network=network,
+            labels=known,
+            examples=examples,
+            how=descent,
+            device=self.model.device,
+            generator=self.generator,
+            standardise=self.standardise and not self.fitted,
+            folder=None if folder is None else Path(folder),
+            about=about,
+        )
         with self._adapters(network):
             network.train_layers(layers)
-            if solved:
-                history = self._solve(examples, descent, folder, about)
+            if epochs is None and linear and optimizer is None and self.solves(layers):
+                history = fitting.solve()
+                self.outputs_wanted, self.fitted = None, True
             else:
-                self._begin(examples, descent, linear and self._deep(layers), folder)
-                objective = self._objective(examples, descent, loss)
-                history = descent.train(network, objective, examples, loop, folder, about)
+                begins_solved = linear and self._deep(layers) and not self.fitted
+                if not self.fitted and not fitting.going_on():
+                    fitting.linear() if begins_solved else fitting.measure()
+                self.outputs_wanted, self.fitted = None, True
+                history = fitting.descend(loss, validate_first=begins_solved)
         network.requires_grad_(True)
         return history
 
@@ -332,7 +339,7 @@ class FineTuned:
         return layers != 0 or self.lora_rank is not None
 
     def _examples(
-        self, inputs: Any, labels: Any, validation: Any, overlong: Overlong, strict: bool
+        self, inputs: Any, labels: Any, validation: Any, groups: Any, overlong: Overlong, strict: bool
     ) -> tuple[Labels, Examples]:
         """What the labels mean, and all that is given, checked. The first labels say what outputs mean."""
         data = self._read(inputs, overlong, strict)
@@ -342,13 +349,14 @@ class FineTuned:
             known = Labels.seen(
                 self.task, labels, len(data), self.outputs_wanted, self.level, class_weight=self.class_weight
             )
-        found = Examples(data, known.encode(labels, len(data), self._letters(data)), len(data))
+        targets = known.encode(labels, len(data), self._letters(data))
+        found = Examples(data, targets, len(data), own_groups(groups, len(data)))
         if validation is None:
             return known, found
         held = self._read(validation[0], overlong, strict)
         check_known(held)
-        targets = known.encode(validation[1], len(held), self._letters(held))
-        return known, found.before(Examples(held, targets, 0))
+        of_held = known.encode(validation[1], len(held), self._letters(held))
+        return known, found.before(Examples(held, of_held, 0, own_groups(None, len(held))))
 
     def _attach_head(self, labels: Labels) -> Network:
         if self.network is None:
@@ -381,70 +389,6 @@ class FineTuned:
             yield
         finally:
             merge_lora(network.backbone)
-
-    def _solve(self, examples: Examples, how: Descent, folder: Path | None, about: dict[str, Any]) -> History:
-        """The best linear head on features that stay."""
-        run = None if folder is None else Run(folder, {**about, "solved": True}, writes=first_process())
-        history = self._linear(examples, how).history()
-        if run is not None:
-            run.record(history)
-        return history
-
-    def _linear(self, examples: Examples, how: Descent) -> Solution:
-        """Put the solution into the head."""
-        network, labels = self._ready()
-        rows, held = solvable(network, examples, self.model.device, how.batch_tokens, how.seed)
-        if self.standardise and not self.fitted:
-            network.scaler.measure(rows.features)
-        held = None if held is None else held.seen_by(network.scaler)
-        solution = fit_linear(rows.seen_by(network.scaler), labels, held, seed=how.seed)
-        solution.into(network.head)
-        self.outputs_wanted, self.fitted = None, True
-        return solution
-
-    def _begin(self, examples: Examples, how: Descent, solve: bool, folder: Path | None) -> None:
-        """What a head descends from: standardised features, of a linear one with layers its solution."""
-        going_on = folder is not None and (folder / CHECKPOINT).is_file()  # which holds all of this
-        if not self.fitted and not going_on:
-            if solve:
-                self._linear(examples, how)
-            elif self.standardise:
-                network, _ = self._ready()
-                order = torch.randperm(examples.learnt, generator=self.generator)
-                some = examples.inputs.chosen(order[:MEASURED].tolist())
-                found = features(network, some, self.model.device, how.batch_tokens)
-                network.scaler.measure(np.concatenate(found))
-        self.outputs_wanted, self.fitted = None, True
-
-    def _objective(self, examples: Examples, how: Descent, own: Loss | None) -> Supervised:
-        """Inputs that go through the network, or features of them that the head reads."""
-        network, labels = self._ready()
-        data, targets = examples.inputs, examples.targets
-        kept = 4 * self.pooler.width * sum(self.pooler.counts(data.lengths))
-        whole = network.trained_layers != 0 or network.adapted or kept > MOST_KEPT
-
-        def loss(outputs: Tensor, goal: Tensor, counts: Sequence[int]) -> Tensor:
-            if own is not None:
-                return own(outputs, goal)
-            rows = [count - data.special for count in counts] if whole else counts
-            return labels.losses(outputs, goal, rows).mean()
-
-        if whole:
-            return Supervised(
-                data.lengths, data.pack, targets, lambda batch: labels.in_units(network(batch.inputs)), loss
-            )
-        found = [
-            torch.from_numpy(one) for one in features(network, data, self.model.device, how.batch_tokens)
-        ]
-        counts = [len(one) for one in found]
-
-        def read(batch: Batch) -> Tensor:
-            return labels.in_units(network.read(batch.targets["features"], batch.inputs.lengths))
-
-        def places(chosen: Sequence[int]) -> Packed:
-            return Packed.of([np.full(counts[k], k, np.int64) for k in chosen])
-
-        return Supervised(counts, places, targets, read, loss, found)
 
 
 def _own_copy(model: Any, device: str) -> Any:

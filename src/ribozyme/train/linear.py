@@ -3,8 +3,8 @@
 Numbers by ridge regression, classes by logistic regression (of several labels one for each), on standardised
 features. Penalties are tried from the strongest to the weakest; the one is kept that says most of rows that
 were held back, both in folds of the training part and in the validation part, each row counting once. (Of
-near copies among training rows leave-one-out chooses too weak a penalty, of small validation parts alone a
-random one.)
+near copies among training rows leave-one-out chooses too weak a penalty, and so do folds that cut groups of
+them; of small validation parts alone a random one.)
 """
 
 import warnings
@@ -44,7 +44,7 @@ class Rows:
     """What a head reads, and what it should say of it.
 
     features : (rows, width); targets : as `Labels.encode` gives them, a row each
-    owner : (rows,) the input of each, for the letters of an input are held back together
+    owner : (rows,) the group of each: letters of an input, and inputs of one group, are held back together
     """
 
     features: Values
@@ -131,11 +131,11 @@ def _labelled(rows: Rows, labels: Labels) -> Rows:
 
 
 def _folds(rows: Rows, seed: int) -> Iterator[tuple[Rows, Rows]]:
-    """(rows to fit, rows held back), inputs whole."""
-    inputs, owner = np.unique(rows.owner, return_inverse=True)
-    if len(inputs) < FEWEST:
+    """(rows to fit, rows held back), groups whole."""
+    groups, owner = np.unique(rows.owner, return_inverse=True)
+    if len(groups) < FEWEST:
         return
-    fold = (np.random.default_rng(seed).permutation(len(inputs)) % FOLDS)[owner]
+    fold = (np.random.default_rng(seed).permutation(len(groups)) % FOLDS)[owner]
     for k in range(FOLDS if len(rows) <= MANY else 1):
         yield rows.of(np.flatnonzero(fold != k)), rows.of(np.flatnonzero(fold == k))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +24,13 @@ class Examples:
 
     targets : what `Labels.encode` made of the labels, of letters one tensor an input
     learnt : how many are learnt from
+    groups : (n,) those of one group are not apart when something is held back
     """
 
     inputs: Inputs
     targets: Targets
     learnt: int
+    groups: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -41,7 +44,8 @@ class Examples:
         else:
             targets = [*self.targets, *held.targets]
         inputs = Inputs([*self.inputs.ids, *held.inputs.ids], values, self.inputs.special)
-        return Examples(inputs, targets, self.learnt)
+        groups = np.concatenate([self.groups, self.groups.max() + 1 + held.groups])
+        return Examples(inputs, targets, self.learnt, groups)
 
     def digest(self) -> str:
         """What tells one data set from another."""
@@ -51,6 +55,8 @@ class Examples:
                 found.update(np.ascontiguousarray(one).tobytes())
         for target in self.targets:
             found.update(target.numpy().tobytes())
+        if len(np.unique(self.groups)) < len(self.groups):
+            found.update(self.groups.tobytes())
         return found.hexdigest()
 
 
@@ -89,6 +95,16 @@ class Supervised:
         """The sum over the inputs."""
         counts = batch.inputs.lengths
         return {"labels": self.loss(self.outputs(batch), batch.targets["labels"], counts) * len(counts)}
+
+
+def own_groups(groups: Any, count: int) -> npt.NDArray[np.int64]:
+    """(n,) the group of each input as a number; without groups each is one by itself."""
+    if groups is None:
+        return np.arange(count)
+    codes: npt.NDArray[np.int64] = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
+    if len(codes) != count:
+        raise InputError(f"{len(codes):,} groups for {count:,} inputs")
+    return codes
 
 
 def check_known(inputs: Inputs) -> None:

@@ -109,21 +109,22 @@ def read_labelled(
     )
 
 
-def parts_of(
-    data: Labelled, *, how: str = "clusters", validation: float = 0.1, test: float = 0.1, seed: int = 0
-) -> Split:
-    """The parts that the table names, else parts that are drawn.
+def groups_of(data: Labelled, how: str = "clusters") -> npt.NDArray[Any] | None:
+    """What must stay together: the table's groups, else by `clusters` sequences that are alike."""
+    if data.groups is not None or data.part is not None or how != "clusters" or hasattr(data.X, "obs"):
+        return data.groups
+    return clusters(sequence for _, sequence in data.X)
 
-    how : `clusters`, of sequences that are alike (`train/splits.py`); or `random`; or the table's groups.
-    """
+
+def parts_of(
+    data: Labelled, groups: Any = None, *, validation: float = 0.1, test: float = 0.1, seed: int = 0
+) -> Split:
+    """The parts that the table names, else parts that are drawn and cut no group."""
     if data.part is not None:
         rows = {part: np.flatnonzero(data.part == part) for part in ("train", "validation", "test")}
         if not len(rows["train"]):
             raise InputError("no row is for training", hint="the split column needs 'train'")
         return Split(**rows)
-    groups = data.groups
-    if groups is None and how == "clusters" and not hasattr(data.X, "obs"):
-        groups = clusters(sequence for _, sequence in data.X)
     try:
         return split(len(data), validation=validation, test=test, groups=groups, seed=seed)
     except InputError as error:
