@@ -322,7 +322,7 @@ def test_a_gradient_that_is_no_number_stops_too():
 
 def test_training_stops_when_validation_no_longer_improves(tmp_path, monkeypatch):
     wanted = iter([3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
-    monkeypatch.setattr("ribozyme.train.loop.evaluate", lambda *a, **k: next(wanted))
+    monkeypatch.setattr("ribozyme.train.training.evaluate", lambda *a, **k: next(wanted))
     loop = settings(schedule=Schedule(steps=40), validate_every=2, patience=2)
     _, history = go(tmp_path, loop=loop)
     assert history.validation_loss == [3.0, 2.0, 2.5, 2.0]
@@ -340,7 +340,7 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path, monkeypatch, kept
         weights.append(network.tokens.weight.clone())
         return next(wanted)
 
-    monkeypatch.setattr("ribozyme.train.loop.evaluate", judge)
+    monkeypatch.setattr("ribozyme.train.training.evaluate", judge)
     network, history = go(tmp_path if kept else None)
     assert history.best_step == 6
     assert torch.equal(network.tokens.weight, weights[1])
@@ -357,7 +357,7 @@ def test_validation_is_without_dropout_and_repeats():
 
 
 def test_a_validation_that_is_no_number_is_an_error(monkeypatch):
-    monkeypatch.setattr("ribozyme.train.loop.evaluate", lambda *a, **k: float("nan"))
+    monkeypatch.setattr("ribozyme.train.training.evaluate", lambda *a, **k: float("nan"))
     with pytest.raises(ConfigError, match="validation loss became nan"):
         go()
 
