@@ -240,12 +240,13 @@ def run_task(
                 lines.append(line)
                 said(line)
     parts = read(task, folder, rows, "")
+    train, groups = parts["train"], groups_to_keep(parts["train"], parts["test"])
     level = "token" if task.kind == "token" else "input"
     kind: Any = "regression" if task.kind == "token" else task.kind
-    for called, baseline in baselines(kind, parts["train"].X, level=level).items():
+    for called, baseline in baselines(kind, train.X, level=level, groups=groups).items():
         line = Line(name, called, "baseline", metric_of(task), len(parts["test"]))
         began = time.perf_counter()
-        baseline.fit(parts["train"].X, parts["train"].y)
+        baseline.fit(train.X, train.y, **({"groups": groups} if called == "TextCNN" else {}))
         scored(line, Plain(baseline, kind, level), parts["test"], True)
         line.seconds = time.perf_counter() - began
         lines.append(line)

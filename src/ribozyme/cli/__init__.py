@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ribozyme import __version__
-from ribozyme.cli import catalogue, embed, finetune, language, train
+from ribozyme.cli import catalogue, embed, evaluate, finetune, language, predict, train
 from ribozyme.errors import RibozymeError
 
 app = typer.Typer(
@@ -39,8 +39,8 @@ app.command()(language.score)
 app.command()(language.fill)
 app.command()(train.pretrain)
 app.command()(finetune.finetune)
-app.command()(finetune.predict)
-app.command()(finetune.evaluate)
+app.command()(predict.predict)
+app.command()(evaluate.evaluate)
 app.command()(catalogue.models)
 app.command()(catalogue.info)
 app.command()(catalogue.convert)

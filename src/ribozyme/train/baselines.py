@@ -30,6 +30,7 @@ from ribozyme.errors import InputError
 from ribozyme.packing import Packed
 from ribozyme.train.kmers import Codons, Kmers, are_coding, codes_of, letters_of
 from ribozyme.train.labels import UNLABELLED, Labels, Level, Task
+from ribozyme.train.splits import split
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 CS = (0.3, 3.0, 30.0, 300.0)
@@ -49,21 +50,25 @@ def baselines(
     *,
     level: Level = "input",
     class_weight: Any = None,
+    groups: Any = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Unfitted baselines by name, of those that fit the training inputs `X` (sequences or an AnnData).
 
+    groups : (n,) a label a training input; strengths are chosen on whole groups, as ours are
     class_weight : as of the estimators; of several labels only `balanced`, a weight by name is left out
     """
     if task == "multilabel" and class_weight != "balanced":
         class_weight = None  # each label is a classifier of 0 and 1, which knows no names
     if hasattr(X, "obs"):
-        return {"PCA": make_pipeline(VariableGenes(), *_principal(X), _linear(task, seed, class_weight))}
+        return {
+            "PCA": make_pipeline(VariableGenes(), *_principal(X), _linear(task, seed, class_weight, groups))
+        }
     if level == "token":
         return {"neighbourhood": Neighbourhood(task, seed=seed)}
-    found = {"k-mers": _counts(Kmers(), task, seed, class_weight)}
+    found = {"k-mers": _counts(Kmers(), task, seed, class_weight, groups)}
     if are_coding(letters_of(X)):
-        found["codons"] = _counts(Codons(), task, seed, class_weight)
+        found["codons"] = _counts(Codons(), task, seed, class_weight, groups)
     found["forest"] = _forest(task, seed, class_weight)
     found["TextCNN"] = text_cnn(task, class_weight, seed)
     return found
@@ -157,8 +162,9 @@ def _log_normalised(cells: Any) -> Any:
     return values
 
 
-def _counts(counter: Any, task: Task, seed: int, class_weight: Any) -> Any:
-    return make_pipeline(counter, TfidfTransformer(sublinear_tf=True), _linear(task, seed, class_weight))
+def _counts(counter: Any, task: Task, seed: int, class_weight: Any, groups: Any) -> Any:
+    linear = _linear(task, seed, class_weight, groups)
+    return make_pipeline(counter, TfidfTransformer(sublinear_tf=True), linear)
 
 
 def _forest(task: Task, seed: int, class_weight: Any) -> Any:
@@ -178,24 +184,30 @@ def _principal(X: Any) -> tuple[Any, Any]:
     return StandardScaler(), PCA(max(1, most), random_state=0)
 
 
-def _linear(task: Task, seed: int, class_weight: Any = None) -> Any:
+def _linear(task: Task, seed: int, class_weight: Any = None, groups: Any = None) -> Any:
     """Ridge or logistic regression; its strength is chosen on a part of the training examples held back."""
     if task == "regression":
-        return Tuned(Ridge(), "alpha", ALPHAS, "neg_mean_squared_error", seed)
+        return Tuned(Ridge(), "alpha", ALPHAS, "neg_mean_squared_error", seed, groups)
     logistic = LogisticRegression(max_iter=1000, class_weight=class_weight)
     if task == "multilabel":
-        return Tuned(OneVsRestClassifier(logistic), "estimator__C", CS, None, seed)
-    return Tuned(logistic, "C", CS, "neg_log_loss", seed)
+        return Tuned(OneVsRestClassifier(logistic), "estimator__C", CS, None, seed, groups)
+    return Tuned(logistic, "C", CS, "neg_log_loss", seed, groups)
 
 
 class Tuned(BaseEstimator):
-    """An estimator with one parameter chosen among some on a fifth of the training examples."""
+    """An estimator with one parameter chosen among some on a fifth of the training examples (of `groups`)."""
 
     def __init__(
-        self, estimator: Any, parameter: str, values: Sequence[float], scoring: str | None, seed: int = 0
+        self,
+        estimator: Any,
+        parameter: str,
+        values: Sequence[float],
+        scoring: str | None,
+        seed: int = 0,
+        groups: Any = None,
     ) -> None:
         self.estimator, self.parameter, self.values = estimator, parameter, values
-        self.scoring, self.seed = scoring, seed
+        self.scoring, self.seed, self.groups = scoring, seed, groups
 
     def fit(self, X: Any, y: Any) -> "Tuned":
         """Choose, then fit to all examples."""
@@ -221,12 +233,27 @@ class Tuned(BaseEstimator):
         return self.chosen_.predict_proba(X)
 
     def _held_back(self, target: Values) -> Any:
+        parts = self._by_groups(target)
+        if parts is not None:
+            return [parts]
         kinds = np.unique(target, return_counts=True)[1] if self.scoring == "neg_log_loss" else np.array([0])
         many = kinds.min() >= 2 and HELD * len(target) >= len(kinds)
         splitter = StratifiedShuffleSplit if many else ShuffleSplit
         if not many and self.scoring == "neg_log_loss":
             return [(np.arange(len(target)),) * 2]  # too few of a class to hold any back: the weakest penalty
         return splitter(1, test_size=HELD, random_state=self.seed)
+
+    def _by_groups(self, target: Values) -> Any:
+        """Whole groups are held back, if there are some, and every class is learnt from and held back."""
+        if self.groups is None or len(np.unique(self.groups)) < 1 / HELD:
+            return None
+        classes = target if self.scoring == "neg_log_loss" else None
+        parts = split(len(target), validation=HELD, stratify=classes, groups=self.groups, seed=self.seed)
+        if classes is not None and any(
+            len(np.unique(classes[of])) < len(np.unique(classes)) for of in (parts.train, parts.validation)
+        ):
+            return None
+        return parts.train, parts.validation
 
 
 class Neighbourhood(BaseEstimator):

@@ -46,7 +46,7 @@ class Evaluation:
 def evaluate(
     estimator: Estimator, data: Labelled, training: Labelled | None = None, *, seed: int = 0
 ) -> Evaluation:
-    """Scores on `data`; with `training` also of the baselines, which are tuned and fitted to that."""
+    """Scores on `data`; with `training` also of the baselines, tuned on (whole groups of) it and fitted."""
     check_is_fitted(estimator, "tuned_")
     labels = estimator.tuned_.labels
     assert labels is not None
@@ -57,9 +57,11 @@ def evaluate(
         return Evaluation(scores, by)
     predictions = {}
     weight = getattr(estimator, "class_weight", None)
-    found = baselines(labels.task, training.X, level=labels.level, class_weight=weight, seed=seed)
+    how_tuned: dict[str, Any] = {"class_weight": weight, "groups": training.groups, "seed": seed}
+    found = baselines(labels.task, training.X, level=labels.level, **how_tuned)
     for name, baseline in found.items():
-        baseline.fit(training.X, training.y)
+        whole = {"groups": training.groups} if isinstance(baseline, Estimator) else {}
+        baseline.fit(training.X, training.y, **whole)
         predictions[name] = baseline.predict(data.X)
         scores[name] = _scores(baseline, data, predictions[name], labels, how)
     best = max(predictions, key=lambda name: np.nan_to_num(scores[name][by].value, nan=-np.inf))
