@@ -38,7 +38,7 @@ from embed_tasks import (
     peak_of,
     write_sequences,
 )
-from parity import machine
+from parity import machine, wide_console
 from rich.console import Console
 from rich.table import Table
 
@@ -354,12 +354,6 @@ def print_versions(measured: Sequence[Measured], console: Console) -> None:
     """What ran in each environment; every program once."""
     for name, some in {name: some for one in measured for name, some in one.versions.items()}.items():
         console.print(f"{name}: {', '.join(f'{k} {v}' for k, v in some.items())}", highlight=False)
-
-
-def wide_console() -> Console:
-    """As wide as the terminal, and wide enough for the tables in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=170)
 
 
 def verdict(met: bool | None) -> str:

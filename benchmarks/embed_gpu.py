@@ -13,8 +13,9 @@ from typing import Annotated
 
 import torch
 import typer
-from embed import Only, Output, Python, Results, Work, about, chosen, run_all, wide_console
+from embed import Only, Output, Python, Results, Work, about, chosen, run_all
 from embed_tasks import Bench
+from parity import wide_console
 
 
 def main(

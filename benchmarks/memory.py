@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from parity import machine
+from parity import machine, wide_console
 from rich.console import Console
 from rich.table import Table
 from scipy import sparse
@@ -233,7 +233,7 @@ def main(
         torch.set_num_threads(1)
         print(json.dumps(job(job_, folder, source, count)))
         return
-    console, found, growths = Console(), {}, []
+    console, found, growths = wide_console(), {}, []
     with tempfile.TemporaryDirectory() as name:
         save_models(Path(name))
         for kind, source, count in jobs(Path(name), cells, rnas, only):

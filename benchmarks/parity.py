@@ -450,6 +450,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def wide_console() -> Console:
+    """As wide as the terminal, and wide enough for the tables in a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=170)
+
+
 def print_table(measures: Sequence[Measure], console: Console) -> None:
     """One line a quantity; the layers of a checkpoint share one, with the worst of them."""
     table = Table("model", "layout", "peer", "what", "worst", "largest", "v. float64", "peer v. float64")
@@ -492,7 +498,7 @@ def main(
     """Print the worst differences; exit status 1 if one is above 1e-4."""
     if full and peers is None and scgpt_python is None:
         raise typer.BadParameter("--full needs --peers or --scgpt, or both")
-    console, measures, versions = Console(), [], {} if full else fixture_versions()
+    console, measures, versions = wide_console(), [], {} if full else fixture_versions()
     with tempfile.TemporaryDirectory() as work:
         os.environ["RIBOZYME_CACHE"] = work  # random weights are not worth keeping
         cases = full_cases(peers, scgpt_python, Path(work), only) if full else fixture_cases()

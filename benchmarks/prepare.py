@@ -31,9 +31,9 @@ from embed import (
     print_ratios,
     print_versions,
     ratio,
-    wide_console,
 )
 from embed_tasks import Pair, Program, Task, hardware, write_cells
+from parity import wide_console
 
 from ribozyme.engine.cells import CellModel
 from ribozyme.models.scgpt.config import Config

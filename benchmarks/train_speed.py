@@ -34,10 +34,9 @@ from embed import (
     print_ratios,
     print_versions,
     ratio,
-    wide_console,
 )
 from embed_tasks import HERE, Pair, Program, Task
-from parity import ask, data_folder
+from parity import ask, data_folder, wide_console
 
 import ribozyme as rz
 from ribozyme.engine.cells import CellModel
