@@ -18,8 +18,9 @@ def rnas():
 
 
 @pytest.fixture(autouse=True)
-def no_textcnn(monkeypatch):
-    """Its training is the longest of all."""
+def quick_baselines(monkeypatch):
+    """No convolutions, and few trees."""
+    monkeypatch.setattr(baselines, "TREES", 10)
     monkeypatch.setattr(baselines, "text_cnn", lambda task, *_: baselines._forest(task, 0, None))
 
 
@@ -54,7 +55,8 @@ def test_what_a_model_adds_is_computed_for_several_labels_and_letters(rnafm, rna
     assert found.gain.value == pytest.approx(found.scores["model"][metric].value - theirs)
     assert found.gain.low <= found.gain.value <= found.gain.high
     assert "gain" in found.to_dict()
-    assert table(found).row_count == len(found.scores["model"])
+    for width in (40, 400):
+        assert table(found, width).row_count == len(found.scores["model"])
 
 
 def test_numbers_of_letters_that_are_missing_do_not_count_for_either(rnafm, rnas):

@@ -26,11 +26,20 @@ def numbers():
     return np.random.default_rng(2).normal(50.0, 7.0, 32)
 
 
+def also(*case):
+    """What a case beside it nearly shows."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+LINEAR = [("rnafm", "linear"), also("rnafm", "mlp"), also("helix", "linear")]
+MLP = [also("rnafm", "linear"), also("rnafm", "mlp"), ("helix", "mlp")]
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("family", "head"), [("rnafm", "linear"), ("rnafm", "mlp"), ("helix", "linear")])
+@pytest.mark.parametrize(("family", "head"), LINEAR)
 def test_a_tiny_model_learns_32_classes_by_heart(make_model, family, head, sequences, classes):
     tuned = FineTuned(make_model(family), task="classification", head=head, pooling="mean+last")
     history = tuned.fit(
@@ -40,7 +49,7 @@ def test_a_tiny_model_learns_32_classes_by_heart(make_model, family, head, seque
     assert tuned.predict(sequences).tolist() == classes
 
 
-@pytest.mark.parametrize(("family", "head"), [("rnafm", "linear"), ("rnafm", "mlp"), ("helix", "mlp")])
+@pytest.mark.parametrize(("family", "head"), MLP)
 def test_a_tiny_model_learns_32_numbers_by_heart(make_model, family, head, sequences, numbers):
     tuned = FineTuned(make_model(family), task="regression", head=head, pooling="mean+last")
     history = tuned.fit(
@@ -52,6 +61,7 @@ def test_a_tiny_model_learns_32_numbers_by_heart(make_model, family, head, seque
     assert np.abs(predicted - numbers).max() < 3  # in the units of the labels, whose deviation is 7
 
 
+@pytest.mark.slow  # saved estimators, which hold such a model, are read in a new process by default
 def test_a_saved_model_predicts_the_same_in_a_new_process(rnafm, sequences, classes, numbers, tmp_path):
     tuned = {task: FineTuned(rnafm, task=task, head="mlp", hidden=10, dropout=0.3) for task in TASKS[:2]}
     for task, labels in zip(TASKS[:2], (numbers, classes)):

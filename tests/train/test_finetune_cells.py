@@ -40,7 +40,7 @@ def cells():
     return cells
 
 
-@pytest.mark.parametrize("pooling", [None, "cls+mean"])
+@pytest.mark.parametrize("pooling", [None, pytest.param("cls+mean", marks=pytest.mark.slow)])
 def test_cells_are_learnt_by_heart_from_labels_in_obs(cells, pooling, tmp_path):
     tuned = FineTuned(tiny(dropout=0.0), task="classification", pooling=pooling)
     history = tuned.fit(
