@@ -1,24 +1,36 @@
-"""Labels as people have them (lists, arrays, Series, tensors, strings) into numbers that a head can learn."""
+"""Labels into numbers that a head can learn, and what a head gives into labels again.
+
+How labels may be given: `label_arrays.py`; how much each class counts: `class_weights.py`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ribozyme.errors import ConfigError, InputError
+from ribozyme.train.class_weights import class_weights, positive_weights
+from ribozyme.train.label_arrays import (
+    Class,
+    Level,
+    Values,
+    as_array,
+    check_letters,
+    indicators_of,
+    letter_classes,
+    letter_numbers,
+    named,
+    numbers_of,
+)
 
 Task = Literal["regression", "classification", "multilabel"]
-Level = Literal["input", "token"]
+__all__ = ["LEVELS", "TASKS", "UNLABELLED", "Class", "Labels", "Level", "Task"]
 TASKS: tuple[Task, ...] = ("regression", "classification", "multilabel")
 LEVELS: tuple[Level, ...] = ("input", "token")
-Class = str | int
-Values = npt.NDArray[Any]
 UNLABELLED = -100  # the class of a letter without a label
 
 
@@ -87,14 +99,14 @@ class Labels:
             return _seen_numbers(labels, count, outputs, level)
         if task == "multilabel":
             return _seen_columns(labels, count, outputs, class_weight)
-        names = [name for name in _named(labels, count, level) if name is not None]
+        names = [name for name in named(labels, count, level) if name is not None]
         classes = _placed(names, outputs)
         return cls(
             task=task,
             outputs=len(classes),
             level=level,
             classes=classes,
-            weights=_weights(class_weight, classes, names),
+            weights=class_weights(class_weight, classes, names),
             text=level == "token" and all(isinstance(one, str) for one in labels),
         )
 
@@ -110,11 +122,11 @@ class Labels:
         """
         if self.level == "token":
             rows = self._encode_letters(labels, count)
-            _check_letters(rows, letters)
+            check_letters(rows, letters)
             return rows
         if self.task == "classification":
-            return torch.tensor(self._place(_named(labels, count, "input")))
-        numbers = _numbers(labels, count) if self.task == "regression" else _indicators(labels, count)
+            return torch.tensor(self._place(named(labels, count, "input")))
+        numbers = numbers_of(labels, count) if self.task == "regression" else indicators_of(labels, count)
         self._check_columns(numbers)
         return torch.from_numpy(numbers).float()
 
@@ -186,9 +198,9 @@ class Labels:
 
     def _encode_letters(self, labels: Any, count: int) -> list[Tensor]:
         if self.task == "classification":
-            given = _letter_classes(labels, count)
+            given = letter_classes(labels, count)
             return [torch.tensor(self._place(one), dtype=torch.int64) for one in given]
-        rows = _letter_numbers(labels, count)
+        rows = letter_numbers(labels, count)
         for one in rows:
             self._check_columns(one)
         return [torch.from_numpy(one).float() for one in rows]
@@ -210,17 +222,17 @@ class Labels:
 
 def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) -> Labels:
     if level == "token":
-        rows = _letter_numbers(labels, count)
+        rows = letter_numbers(labels, count)
         widths = {one.shape[1] for one in rows}
         if len(widths) > 1:
             raise InputError(f"labels of letters have {min(widths)} to {max(widths)} columns")
-        numbers, flat = np.concatenate(rows), all(_array(one).ndim == 1 for one in labels)
+        numbers, flat = np.concatenate(rows), all(as_array(one).ndim == 1 for one in labels)
         known = ~np.isnan(numbers)
         if not known.any(0).all():
             raise InputError("no letter has a label")
         mean, deviation = np.nanmean(numbers, 0), np.nanstd(numbers, 0)
     else:
-        numbers, flat = _numbers(labels, count), _array(labels).ndim == 1
+        numbers, flat = numbers_of(labels, count), as_array(labels).ndim == 1
         mean, deviation = numbers.mean(0), numbers.std(0)
     if outputs not in (None, numbers.shape[1]):
         raise InputError(f"labels have {numbers.shape[1]} columns, but the head has {outputs} outputs")
@@ -235,25 +247,13 @@ def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) ->
 
 
 def _seen_columns(labels: Any, count: int, outputs: int | None, class_weight: Any) -> Labels:
-    table = _indicators(labels, count)
+    table = indicators_of(labels, count)
     if outputs not in (None, table.shape[1]):
         raise InputError(f"labels have {table.shape[1]} columns, but the head has {outputs} outputs")
     columns = getattr(labels, "columns", range(table.shape[1]))
     classes = tuple(name if isinstance(name, str) else int(name) for name in columns)
-    weights: tuple[float, ...] = ()
-    if class_weight == "balanced":
-        ones = table.sum(0)
-        weights = tuple(((count - ones) / np.maximum(ones, 1)).clip(min=1e-3).tolist())
-    elif class_weight is not None:
-        weights = _given_weights(class_weight, classes)
+    weights = positive_weights(class_weight, table, classes)
     return Labels(task="multilabel", outputs=len(classes), classes=classes, weights=weights, flat=False)
-
-
-def _named(labels: Any, count: int, level: Level) -> list[Class | None]:
-    """The class of each input, or of each letter of all inputs."""
-    if level == "input":
-        return list(_classes(labels, count))
-    return [name for one in _letter_classes(labels, count) for name in one]
 
 
 def _placed(names: Sequence[Class], outputs: int | None) -> tuple[Class, ...]:
@@ -270,153 +270,3 @@ def _placed(names: Sequence[Class], outputs: int | None) -> tuple[Class, ...]:
             hint="give as many outputs as classes, or classes 0, 1, ... below the number of outputs",
         )
     return tuple(classes)
-
-
-def _weights(class_weight: Any, classes: Sequence[Class], names: Sequence[Class]) -> tuple[float, ...]:
-    if class_weight is None:
-        return ()
-    if class_weight == "balanced":
-        counts = pd.Series(names, dtype=object).value_counts()
-        return tuple(len(names) / (len(counts) * int(counts.get(name, 1))) for name in classes)
-    return _given_weights(class_weight, classes)
-
-
-def _given_weights(class_weight: Any, classes: Sequence[Class]) -> tuple[float, ...]:
-    if not isinstance(class_weight, dict):
-        raise ConfigError(
-            f"class_weight {class_weight!r} does not exist", hint="'balanced', or a weight by class"
-        )
-    if odd := [name for name in class_weight if name not in classes]:
-        raise ConfigError(f"class_weight names {odd[0]!r}, which is not among the labels")
-    weights = tuple(float(class_weight.get(name, 1.0)) for name in classes)
-    if min(weights) < 0 or not np.isfinite(weights).all():
-        raise ConfigError("a class weight is negative or infinite")
-    return weights
-
-
-def _array(labels: Any) -> Values:
-    if isinstance(labels, Tensor):
-        labels = labels.detach().cpu().numpy()
-    try:
-        return np.asarray(labels)
-    except ValueError as error:
-        raise InputError(
-            f"labels do not make a table: {error}", hint="one label, or one row, an input"
-        ) from error
-
-
-def _counted(labels: Any, count: int) -> Values:
-    array = _array(labels)
-    if array.ndim == 0 or len(array) != count:
-        given = "a single value" if array.ndim == 0 else f"{len(array):,} labels"
-        raise InputError(f"{given} for {count:,} inputs", hint="one label an input, in the same order")
-    return array
-
-
-def _as_numbers(array: Values, count: int) -> npt.NDArray[np.float64]:
-    if array.ndim > 2:
-        raise InputError(f"labels of shape {array.shape}", hint="(n,) or (n, outputs)")
-    try:
-        if array.dtype.kind in "SU":
-            raise ValueError
-        return array.astype(np.float64).reshape(count, -1)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"labels such as {array.reshape(-1)[:1].tolist()[0]!r} are not numbers, which regression needs",
-            hint="convert them, or use classification",
-        ) from error
-
-
-def _numbers(labels: Any, count: int) -> npt.NDArray[np.float64]:
-    numbers = _as_numbers(_counted(labels, count), count)
-    if len(bad := np.flatnonzero(~np.isfinite(numbers).all(1))):
-        raise InputError(
-            f"{len(bad):,} labels are missing or infinite, the first at position {bad[0]}",
-            hint="leave these inputs out",
-        )
-    return numbers
-
-
-def _indicators(labels: Any, count: int) -> npt.NDArray[np.float64]:
-    array = _counted(labels, count)
-    if array.ndim != 2:
-        raise InputError(
-            f"labels of shape {array.shape}; several labels an input are a table",
-            hint="(n, labels) of 0 and 1",
-        )
-    numbers = _numbers(array, count)
-    if odd := sorted(set(np.unique(numbers).tolist()) - {0.0, 1.0}):
-        raise InputError(f"a table of several labels holds 0 and 1, not {odd[0]:g}")
-    return numbers
-
-
-def _letters(labels: Any, count: int) -> Sequence[Any]:
-    if isinstance(labels, str) or not hasattr(labels, "__len__") or len(labels) != count:
-        given = f"{len(labels):,} labels" if hasattr(labels, "__len__") else "a single value"
-        raise InputError(f"{given} for {count:,} inputs", hint="one list of labels an input, one a letter")
-    return list(labels)
-
-
-def _check_letters(rows: Sequence[Tensor], letters: Sequence[int] | None) -> None:
-    for place, (one, expected) in enumerate(zip(rows, [] if letters is None else letters)):
-        if len(one) != expected:
-            raise InputError(
-                f"input {place} has {expected:,} letters and {len(one):,} labels",
-                hint="give one label a letter; NaN (or None, of classes) where there is none",
-            )
-
-
-def _letter_numbers(labels: Any, count: int) -> list[npt.NDArray[np.float64]]:
-    """(letters, k) an input; NaN where there is no label."""
-    rows = []
-    for place, one in enumerate(_letters(labels, count)):
-        array = _array(one)
-        if array.ndim == 0:
-            raise InputError(f"input {place} has a single label", hint="give one a letter")
-        numbers = _as_numbers(array, len(array))
-        if np.isinf(numbers).any():
-            raise InputError(f"input {place} has an infinite label")
-        rows.append(numbers)
-    return rows
-
-
-def _letter_classes(labels: Any, count: int) -> list[list[Class | None]]:
-    """The class of each letter of each input; None where there is no label."""
-    found: list[list[Class | None]] = []
-    for place, one in enumerate(_letters(labels, count)):
-        letters = list(one) if isinstance(one, str) else _array(one).tolist()
-        if not isinstance(letters, list):
-            raise InputError(f"input {place} has a single label", hint="give one a letter")
-        found.append([None if _is_missing(label) else _class(label, place) for label in letters])
-    return found
-
-
-def _classes(labels: Any, count: int) -> list[Class]:
-    array = _counted(labels, count)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise InputError(
-            f"labels of shape {array.shape}; classification takes one class an input",
-            hint="of rows of 0 and 1, or of probabilities, give the argmax of each row",
-        )
-    return [_class(label, place) for place, label in enumerate(array.tolist())]
-
-
-def _is_missing(label: Any) -> bool:
-    return label == "" if isinstance(label, str) else bool(pd.isna(label))
-
-
-def _class(label: Any, place: int) -> Class:
-    if _is_missing(label):
-        raise InputError(f"the label at position {place} is missing", hint="leave such inputs out")
-    if isinstance(label, np.generic):
-        label = label.item()
-    if isinstance(label, str):
-        return label
-    if isinstance(label, int | float) and float(label).is_integer():
-        return int(label)
-    raise InputError(
-        f"the label {label!r} at position {place} is no class",
-        hint="a class is a string or a whole number; use regression for other numbers",
-    )
