@@ -8,6 +8,7 @@ import numpy as np
 
 from ribozyme.errors import InputError
 from ribozyme.io.sequences import read_sequences
+from ribozyme.train.labels import Labels
 from ribozyme.train.splits import Rows
 
 
@@ -52,3 +53,10 @@ def columns_of(y: Any) -> int:
     except ValueError:  # lists of different lengths, of which Labels says what is wrong
         return 1
     return int(shape[1]) if len(shape) == 2 else 1
+
+
+def as_labels(y: Any, labels: Labels) -> Any:
+    """Labels as the metrics compare them with predictions."""
+    if labels.task != "classification":
+        return np.asarray(y, dtype=float)
+    return np.array(labels.classes)[labels.encode(y, len(y)).numpy()]
