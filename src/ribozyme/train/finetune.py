@@ -223,19 +223,25 @@ class FineTuned:
             folder=None if folder is None else Path(folder),
             about=about,
         )
+        solved = epochs is None and linear and optimizer is None and self.solves(layers)
         with self._adapters(network):
             network.train_layers(layers)
-            if epochs is None and linear and optimizer is None and self.solves(layers):
-                history = fitting.solve()
-                self.outputs_wanted, self.fitted = None, True
-            else:
-                begins_solved = linear and self._deep(layers) and not self.fitted
-                if not self.fitted and not fitting.going_on():
-                    fitting.linear() if begins_solved else fitting.measure()
-                self.outputs_wanted, self.fitted = None, True
-                history = fitting.descend(loss, validate_first=begins_solved)
+            history = self._solved(fitting) if solved else self._descended(fitting, linear, loss)
         network.requires_grad_(True)
         return history
+
+    def _solved(self, fitting: Fitting) -> History:
+        history = fitting.solve()
+        self.outputs_wanted, self.fitted = None, True
+        return history
+
+    def _descended(self, fitting: Fitting, linear: bool, loss: Loss | None) -> History:
+        """From the solution of a linear head with layers; else from features that are standardised."""
+        begins_solved = linear and self._deep(fitting.about["layers"]) and not self.fitted
+        if not self.fitted and not fitting.going_on():
+            fitting.linear() if begins_solved else fitting.measure()
+        self.outputs_wanted, self.fitted = None, True
+        return fitting.descend(loss, validate_first=begins_solved)
 
     def solves(self, layers: int | None) -> bool:
         """Whether `fit` solves for the head, where no epochs are given: a linear one alone."""
