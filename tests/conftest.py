@@ -18,6 +18,12 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Where a test draws from torch's own generator, it draws the same in any order and on any worker."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The development data, or a skip with a clear word."""
