@@ -336,7 +336,8 @@ def test_the_command_leaves_nothing_behind(fasta, tmp_path, monkeypatch):
     process = start(fasta, tmp_path / "out.parquet", "--engine", "ray", "--workers", "2")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert said == ""
+    slow = "no worker has started yet"  # which is said on a machine that has much else to do
+    assert [line for line in said.splitlines() if slow not in line] == []
     embed_file("rnafm-mini", fasta, tmp_path / "whole.parquet", **HOW)
     assert same(tmp_path / "whole.parquet", tmp_path / "out.parquet")
     assert set(Path("/tmp").glob("rz-*")) == before
