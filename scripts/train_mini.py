@@ -25,7 +25,8 @@ from ribozyme.engine.family import formats_of
 from ribozyme.engine.sequences import SequenceModel
 from ribozyme.train.components import Components
 from ribozyme.train.history import History, State
-from ribozyme.train.pretrain import Recipe, pretrain
+from ribozyme.train.kmer_components import KmerComponents, kmer_components
+from ribozyme.train.pretrain import Recipe, parts, pretrain
 from ribozyme.train.processes import first_process, process_device
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +39,14 @@ class Mini:
     """One model with its data: everything that `main` needs to train and describe it.
 
     stages : trained one after the other, each from where the last one ended
-    components : of a model of cells, what its embedding learns to tell
+    components : what the embedding learns to tell
     """
 
     model: Any
     corpus: Any
     validation: Any = None
     stages: tuple[Recipe, ...]
-    components: Components | None = None
+    components: Components | KmerComponents | None = None
     about: str
     objective: str
 
@@ -60,12 +61,15 @@ def rnafm_mini(device: torch.device) -> Mini:
     module.initialise(torch.Generator().manual_seed(0))
     tokenizer: Any = Tokenizer(config.vocabulary)  # its types are narrower than those that a model asks for
     table = pd.read_parquet(DATA / "ncrna" / "corpus.parquet", columns=["id", "sequence"])
+    model, corpus = SequenceModel(module, tokenizer, device), unlike(table, data.rnas()["sequence"])
+    recipe = Recipe(steps=1600, step_tokens=4096, longest=512, share=0.2)
     return Mini(
-        model=SequenceModel(module, tokenizer, device),
-        corpus=unlike(table, data.rnas()["sequence"]),
-        stages=(Recipe(steps=1500, step_tokens=4096, longest=512, contrast=0.3, learning_rate=1e-3),),
+        model=model,
+        corpus=corpus,
+        components=kmer_components(parts(model, corpus, recipe)[0], tokenizer.letters, config.dim),
+        stages=(recipe,),
         about="ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
-        objective="masked letters + 0.3 x contrast of two parts of a sequence, nats",
+        objective="masked letters, nats, + squared error of a sequence's principal components of k-mers",
     )
 
 

@@ -92,5 +92,5 @@ def test_the_part_and_the_components_go_together(components):
 
 
 def test_components_with_an_objective_that_has_no_use_for_them_are_an_error(components, tmp_path):
-    with pytest.raises(ConfigError, match="components are of cells"):
+    with pytest.raises(ConfigError, match="not for objective 'masked'"):
         pretrain("rnafm-mini", ["ACGU"], tmp_path, Recipe(steps=1), components=components)

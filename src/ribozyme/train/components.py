@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ribozyme.errors import InputError
 
+Floats = npt.NDArray[Any]
+
 MOST_CELLS = 20_000
 SMALLEST_SPREAD = 0.1
 """Of a gene, in units of all bins: one that is nearly always absent would be all noise at unit spread."""
@@ -71,13 +73,18 @@ def principal_components(corpus: Any, genes: int, bins: int, count: int) -> Comp
     table = sparse.csr_array((values, ids, ends), shape=(len(cells), genes))
     mean = table.mean(0)
     spread = np.sqrt(np.maximum(table.power(2).mean(0) - mean**2, 0)) + SMALLEST_SPREAD
-    table, centre = table.multiply(1 / spread).tocsr(), mean / spread
+    found = principal_directions(table.multiply(1 / spread).tocsr(), mean / spread, count)
+    directions = (found / spread[:, None]).astype(np.float32)
+    return Components(torch.from_numpy(directions), torch.from_numpy((mean @ directions).astype(np.float32)))
+
+
+def principal_directions(table: Any, mean: Floats, count: int) -> Floats:
+    """(features, count) of the rows of a sparse table around their mean, by the root of their size."""
     centred = LinearOperator(
         table.shape,
         dtype=np.float32,
-        matvec=lambda v: table @ v - centre @ v,
-        rmatvec=lambda v: table.T @ v - centre * v.sum(),
+        matvec=lambda v: table @ v.ravel() - mean @ v.ravel(),  # a column comes as (n, 1)
+        rmatvec=lambda v: table.T @ v.ravel() - mean * v.sum(),
     )
     _, sizes, found = svds(centred, k=count, random_state=0)
-    directions: npt.NDArray[np.float32] = (found / np.sqrt(sizes)[:, None] / spread).T.astype(np.float32)
-    return Components(torch.from_numpy(directions), torch.from_numpy((mean @ directions).astype(np.float32)))
+    return np.asarray((found / np.sqrt(sizes)[:, None]).T)

@@ -57,8 +57,7 @@ class Kmers(_Stateless):
         return _counted([self._counts(one) for one in letters_of(X)])
 
     def _counts(self, sequence: str) -> Values:
-        letters = codes_of(sequence)
-        return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, self.longest + 1)])
+        return kmer_counts(codes_of(sequence), self.longest)
 
 
 class Codons(_Stateless):
@@ -71,6 +70,11 @@ class Codons(_Stateless):
     def _counts(self, sequence: str) -> Values:
         letters = codes_of(sequence)
         return np.concatenate([_count(_words(letters, k, step=3), 4**k) for k in (3, 6)])
+
+
+def kmer_counts(letters: Values, longest: int = LONGEST_KMER) -> Values:
+    """(4 + 16 + ... + 4^longest,) how often each k-mer occurs; letters as `codes_of` gives them."""
+    return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, longest + 1)])
 
 
 def codes_of(sequence: str) -> Values:

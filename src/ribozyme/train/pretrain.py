@@ -23,6 +23,7 @@ from ribozyme.train.components import Components
 from ribozyme.train.corpus import CellCorpus, SequenceCorpus, held_examples
 from ribozyme.train.feed import Corpus, Feed, InMemory
 from ribozyme.train.history import History, State
+from ribozyme.train.kmer_components import KmerComponents
 from ribozyme.train.loop import Loop
 from ribozyme.train.objectives import Example
 from ribozyme.train.processes import first_process, process_device
@@ -44,7 +45,7 @@ def pretrain(
     *,
     scratch: bool = False,
     validation: Any = None,
-    components: Components | None = None,
+    components: Components | KmerComponents | None = None,
     batch_tokens: int | None = None,
     save_every: int = 500,
     log_every: int = 50,
@@ -64,7 +65,8 @@ def pretrain(
         differ, if the rates of the steps that were done would have been the same.
     scratch : begin with fresh weights, of the same sizes, instead of those of the model
     validation : another corpus to validate on, instead of a part of the first that is held out
-    components : of masked `values`: what the cell embedding is to tell, in the place of each gene's bin
+    components : what the embedding is to tell beside: of masked `values` `Components`, in the place of each
+        gene's bin; of letters `KmerComponents`
     batch_tokens : tokens that go through the network at once; bounds the memory, not the result
     save_every, log_every : steps between checkpoints, and between lines of the log
     watch : called after each line of the log

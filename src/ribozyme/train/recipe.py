@@ -7,6 +7,7 @@ from ribozyme.errors import ConfigError
 from ribozyme.train.components import Components
 from ribozyme.train.corpus import Coding
 from ribozyme.train.feed import BUFFER
+from ribozyme.train.kmer_components import KmerComponents
 from ribozyme.train.loop import Objective
 from ribozyme.train.objectives import Generative, Genes, Letters, MaskedLetters, MaskedValues, NextLetter
 
@@ -61,35 +62,41 @@ class Recipe:
             raise ConfigError(f"longest {self.longest} must be positive")
 
 
-def objective_of(model: Any, recipe: Recipe, components: Components | None = None) -> Objective:
+def objective_of(
+    model: Any, recipe: Recipe, components: Components | KmerComponents | None = None
+) -> Objective:
     """What `pretrain` with this recipe trains the model for."""
     cells = model.reads == "cells"
     fits = ("values", "generative") if cells else ("next",) if model.config.causal else ("masked",)
     name = recipe.objective or fits[0]
     if name not in fits:
         raise ConfigError(f"objective {name!r} is not for this model", hint=f"one of {', '.join(fits)}")
-    if components is not None and name != "values":
-        raise ConfigError("components are of cells", hint="use them with objective='values'")
+    kind = Components if name == "values" else KmerComponents
+    if components is not None and (name == "generative" or not isinstance(components, kind)):
+        raise ConfigError(
+            f"these components are not for objective {name!r}",
+            hint="Components of cells go with 'values', KmerComponents with 'next' and 'masked'",
+        )
     if cells:
         return _of_cells(model, recipe, name, components)
-    return _of_next(model, recipe) if name == "next" else _of_masked(model, recipe)
+    return (_of_next if name == "next" else _of_masked)(model, recipe, components)
 
 
-def _of_next(model: Any, recipe: Recipe) -> Objective:
+def _of_next(model: Any, recipe: Recipe, components: Any) -> Objective:
     reading = _letters(model, recipe)
     if reading.optional is None:
-        return NextLetter(reading)
+        return NextLetter(reading, components=components)
     weights = [1.0] * len(model.tokenizer.letters)
     weights[reading.optional[0]] = E_WEIGHT
-    return NextLetter(reading, tuple(weights))
+    return NextLetter(reading, tuple(weights), components)
 
 
-def _of_masked(model: Any, recipe: Recipe) -> Objective:
+def _of_masked(model: Any, recipe: Recipe, components: Any) -> Objective:
     plain = [bool(letter) and not set(letter) - set("ACGU") for letter in model.tokenizer.letters]
     letters = tuple(k for k, is_plain in enumerate(plain) if is_plain)
     share = 0.15 if recipe.share is None else recipe.share
     reading = _letters(model, recipe)
-    return MaskedLetters(reading, model.tokenizer.mask_id, letters, share, recipe.contrast)
+    return MaskedLetters(reading, model.tokenizer.mask_id, letters, share, recipe.contrast, components)
 
 
 def _letters(model: Any, recipe: Recipe) -> Letters:
@@ -113,7 +120,7 @@ def _marks(tokenizer: Any, recipe: Recipe) -> tuple[int, float] | None:
     return tokenizer.letters.index("E"), 0.4
 
 
-def _of_cells(model: Any, recipe: Recipe, name: str, components: Components | None) -> Objective:
+def _of_cells(model: Any, recipe: Recipe, name: str, components: Any) -> Objective:
     config = model.config
     longest = 1_199 if recipe.longest is None else recipe.longest
     reading = Genes(cls_id=model.vocabulary.cls_id, cls_value=config.pad_value, longest=longest)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribozyme.packing import pool
+from ribozyme.packing import Packed, pool
 from ribozyme.train.batch import Batch
 from ribozyme.train.feed import Keys
+from ribozyme.train.kmer_components import KmerComponents
 from ribozyme.train.objectives.reading import CHOOSE, KIND, OTHER, Draws, Example, Letters, of_views
 
 
@@ -21,11 +22,17 @@ class NextLetter:
     """Each letter from those before it: - sum_t w(x_t) log p(x_t | x_<t) / sum_t w(x_t).
 
     weights : (V,) w of each letter; 1 by default
+    components : also learnt: the squared error of these, told by the mean row of the letters
     """
 
     reading: Letters
     weights: tuple[float, ...] | None = None
-    parts: dict[str, float] = field(default_factory=lambda: {"next": 1.0})
+    components: KmerComponents | None = None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The next letters, and the components where there are some."""
+        return {"next": 1.0} | ({} if self.components is None else {"components": 1.0})
 
     def length(self, example: Example) -> int:
         """Tokens of an example."""
@@ -39,14 +46,22 @@ class NextLetter:
         rows = asked.nonzero()[:, 0] - 1  # the row that says the next letter
         targets = inputs.ids[asked]
         weight = len(targets) if self.weights is None else float(torch.tensor(self.weights)[targets].sum())
-        return Batch(inputs, {"rows": rows, "letters": targets}, {"next": float(weight)})
+        asks, weights = {"rows": rows, "letters": targets}, {"next": float(weight)}
+        if self.components is not None:
+            asks |= _whole(self.components, inputs, self.reading)
+            weights["components"] = float(len(inputs.lengths))
+        return Batch(inputs, asks, weights)
 
     def __call__(self, network: Any, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the cross-entropies."""
-        logits = network.logits(network.encode(batch.inputs)[batch.targets["rows"]])
+        """Sums of the cross-entropies, and of the squared errors."""
+        rows = network.encode(batch.inputs)
+        logits = network.logits(rows[batch.targets["rows"]])
         weights = None if self.weights is None else logits.new_tensor(self.weights, dtype=torch.float32)
         letters = batch.targets["letters"]
-        return {"next": F.cross_entropy(logits.float(), letters, weight=weights, reduction="sum")}
+        sums = {"next": F.cross_entropy(logits.float(), letters, weight=weights, reduction="sum")}
+        if self.components is not None:
+            sums["components"] = _told(rows, batch, self.reading)
+        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,8 @@ class MaskedLetters:
         whole codons are masked.
     contrast : coefficient of telling, by the mean rows, which two views are of one sequence (`info_nce`
         among those of the micro-batch); the reading then gives two views
+    components : also learnt: the squared error of these, of the whole sequence, told by the mean row of its
+        letters
     """
 
     reading: Letters
@@ -64,11 +81,13 @@ class MaskedLetters:
     letters: tuple[int, ...]
     share: float = 0.15
     contrast: float = 0.0
+    components: KmerComponents | None = None
 
     @property
     def parts(self) -> dict[str, float]:
-        """The masked letters, and the contrast where there is one."""
-        return {"masked": 1.0} | ({"contrast": self.contrast} if self.contrast else {})
+        """The masked letters, and contrast and components where they are asked for."""
+        contrast = {"contrast": self.contrast} if self.contrast else {}
+        return {"masked": 1.0} | contrast | ({} if self.components is None else {"components": 1.0})
 
     def length(self, example: Example) -> int:
         """Tokens of an example."""
@@ -90,8 +109,11 @@ class MaskedLetters:
         weights = {"masked": float(len(rows))}
         if self.contrast:
             weights["contrast"] = float(len(own))
-        inputs = replace(clean, ids=torch.from_numpy(seen))
-        return Batch(inputs, {"rows": rows, "letters": clean.ids[rows]}, weights)
+        asks = {"rows": rows, "letters": clean.ids[rows]}
+        if self.components is not None:
+            asks |= _whole(self.components, clean, self.reading)
+            weights["components"] = float(len(own))
+        return Batch(replace(clean, ids=torch.from_numpy(seen)), asks, weights)
 
     def __call__(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         """Sums of the cross-entropies."""
@@ -100,7 +122,28 @@ class MaskedLetters:
         sums = {"masked": F.cross_entropy(logits.float(), batch.targets["letters"], reduction="sum")}
         if self.contrast:
             sums["contrast"] = info_nce(pool(rows, batch.inputs.lengths, "mean")) * len(batch.inputs.lengths)
+        if self.components is not None:
+            sums["components"] = _told(rows, batch, self.reading)
         return sums
+
+
+def _whole(components: KmerComponents, clean: Packed, reading: Letters) -> dict[str, Tensor]:
+    """The components of each sequence, and the rows of its letters."""
+    ends = np.cumsum(clean.lengths)
+    before, after = len(reading.prefix), len(reading.suffix)
+    spans = [(end - length + before, end - after) for length, end in zip(clean.lengths, ends)]
+    ids = clean.ids.numpy()
+    return {
+        "components": components.of([ids[a:b] for a, b in spans]),
+        "inside": torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])),
+    }
+
+
+def _told(rows: Tensor, batch: Batch, reading: Letters) -> Tensor:
+    """Sum over the sequences of the mean squared error of their components."""
+    around = len(reading.prefix) + len(reading.suffix)
+    means = pool(rows[batch.targets["inside"]], [n - around for n in batch.inputs.lengths], "mean")
+    return (means - batch.targets["components"]).square().mean(1).sum()
 
 
 def info_nce(rows: Tensor, temperature: float = 0.1) -> Tensor:
