@@ -84,7 +84,7 @@ def case(name: str, weights: str | None, *, examples: bool) -> Case:
     model = rz.load(weights or name, device="cpu", dtype="float32")
     if not examples:
         mini = recipes()[name](torch.device("cpu"))
-        return Case(model, mini.corpus, mini.validation, replace(mini.recipe, contrast=0.0))
+        return Case(model, mini.corpus, mini.validation, replace(mini.stages[-1], contrast=0.0))
     if name == "scgpt-mini":
         cells = rz.data.cells()
         return Case(model, cells[::2].copy(), cells[1::8].copy(), Recipe(longest=99, held=0))
