@@ -74,6 +74,13 @@ def test_models_and_info_say_on_what_terms(run, rna):
     assert "parameters" in run("info", rna)[1]
 
 
+@pytest.mark.parametrize("name", [model.name for model in rz.models() if model.hub is None])
+def test_info_describes_every_small_model(run, name):
+    status, out, err = run("info", name)
+    assert (status, err) == (0, "")
+    assert "trained on" in out
+
+
 def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
     out = run("info", "scgpt-mini")[1]
     assert "trained on" in out
