@@ -84,17 +84,13 @@ def look_around(module: Any, generator: torch.Generator) -> None:
     wide = module.config.dim // module.config.heads
     count = torch.arange(1, wide // 2 + 1)
     frequencies = torch.pi * (0.7 * count.sqrt() % 1)  # with no common period below 512 letters
-
-    def waves(places: torch.Tensor) -> torch.Tensor:
-        turned = places[:, None] * frequencies
-        return torch.cat([turned.sin(), turned.cos()], 1)
-
+    waves = torch.arange(module.config.positions)[:, None] * frequencies
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, torch.nn.Linear):
                 part.weight.mul_(3)  # 0.06: this network is narrower than those that 0.02 is meant for
         module.tokens.weight.mul_(5)[:, -wide:] = 0
-        module.positions.weight.zero_()[:, -wide:] = 0.14 * waves(torch.arange(module.config.positions))
+        module.positions.weight.zero_()[:, -wide:] = 0.14 * torch.cat([waves.sin(), waves.cos()], 1)
         for block, offsets in zip(module.layers, ((-1, 1, -2, 2), (-3, 3, -5, 5))):
             turn = torch.tensor(offsets)[:, None] * frequencies  # (heads, wide / 2)
             sine, cosine = torch.diag_embed(turn.sin()), torch.diag_embed(turn.cos())

@@ -35,6 +35,15 @@ class Tokenizer(Protocol):
     def encode(self, sequence: str) -> Ids: ...
 
 
+class Framed(Protocol):
+    """Whatever has special tokens in front of the letters and behind them."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]: ...
+    @property
+    def suffix(self) -> tuple[int, ...]: ...
+
+
 Compute = Callable[[Packed, tuple[int, ...]], Tensor | Sequence[Tensor]]
 """From a batch (with special tokens) and the letters of each sequence to one tensor with a row a sequence, or
 to a tensor of rows for each sequence."""
@@ -124,9 +133,9 @@ def _on_host(rows: Tensor) -> Array:
     return rows.float().cpu().numpy()
 
 
-def letter_rows(rows: Tensor, batch: Packed, tokenizer: Tokenizer) -> Tensor:
+def letter_rows(rows: Tensor, batch: Packed, framed: Framed) -> Tensor:
     """(T, ...) without the rows of special tokens: one row a letter."""
-    before, after = len(tokenizer.prefix), len(tokenizer.suffix)
+    before, after = len(framed.prefix), len(framed.suffix)
     if not before and not after:
         return rows
     ends = np.cumsum(batch.lengths)

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy import sparse
+from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor
 
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.train.components import principal_directions
-from ribozyme.train.kmers import kmer_counts
+from ribozyme.train.kmers import kmer_counts, table_of
 
 MOST_SEQUENCES = 20_000
 OTHER, SKIPPED = 255, 254
@@ -36,21 +36,20 @@ class KmerComponents:
     """Directions of the sequences of a corpus.
 
     codes : (V,) 0 to 3 for the ids of A, C, G, U
-    weights : (K,) how rare each k-mer is: 1 + ln (1 + n) / (1 + sequences with it)
-    directions : (K, d) of (1 + ln count) x weight, at unit length; by the root of their size, so that the
-        first few do not outweigh the others
+    weigh : counts to (1 + ln count) x (1 + ln (1 + n) / (1 + sequences with it)), at unit length
+    directions : (K, d) of those; by the root of their size, so that the first few do not outweigh the others
     centre : (d,) where the mean sequence lies
     """
 
     codes: npt.NDArray[np.uint8]
-    weights: Floats
+    weigh: TfidfTransformer
     directions: Floats
     centre: Floats
 
     def of(self, sequences: Sequence[Ids]) -> Tensor:
         """(n, d) where each sequence of ids lies, of length sqrt(d): as long as a layer-normed row."""
-        counts = np.stack([_counts(ids, self.codes) for ids in sequences]).astype(np.float32)
-        rows = _weighed(counts, self.weights) @ self.directions - self.centre
+        counts = table_of(_counts(ids, self.codes) for ids in sequences)
+        rows = (self.weigh.transform(counts) @ self.directions - self.centre).astype(np.float32)
         return F.normalize(torch.from_numpy(rows), dim=1) * len(self.centre) ** 0.5
 
 
@@ -67,20 +66,14 @@ def kmer_components(corpus: Any, letters: Sequence[str], count: int, longest: in
     codes = _codes(letters)
     read = corpus.read(np.random.default_rng(0))
     examples = islice((one for one in read if one is not None), MOST_SEQUENCES)
-    table = [sparse.csr_array(_counts(one.ids[:longest], codes)[None].astype(np.float32)) for one in examples]
-    if len(table) <= count:
-        raise InputError(f"{corpus.where}: {count} components need more than {len(table)} sequences")
-    counts = sparse.vstack(table).tocsr()
-    weights = 1 + np.log((1 + len(table)) / (1 + counts.astype(bool).sum(0)))
-    counts.data = 1 + np.log(counts.data)
-    counts = counts.multiply(weights).tocsr()
-    size = np.sqrt(counts.power(2).sum(1))
-    counts = counts.multiply(1 / np.maximum(size, 1e-9)[:, None]).tocsr().astype(np.float32)
-    mean = np.asarray(counts.mean(0)).ravel()
-    directions = principal_directions(counts, mean, count).astype(np.float32)
-    return KmerComponents(
-        codes, weights.astype(np.float32), directions, (mean @ directions).astype(np.float32)
-    )
+    counts = table_of(_counts(one.ids[:longest], codes) for one in examples)
+    if counts.shape[0] <= count:
+        raise InputError(f"{corpus.where}: {count} components need more than {counts.shape[0]} sequences")
+    weigh = TfidfTransformer(sublinear_tf=True).fit(counts)
+    table = weigh.transform(counts)
+    mean = np.asarray(table.mean(0)).ravel()
+    directions = principal_directions(table, mean, count).astype(np.float32)
+    return KmerComponents(codes, weigh, directions, (mean @ directions).astype(np.float32))
 
 
 def _codes(letters: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -93,10 +86,3 @@ def _codes(letters: Sequence[str]) -> npt.NDArray[np.uint8]:
 def _counts(ids: Ids, codes: npt.NDArray[np.uint8]) -> Ids:
     found = codes[ids]
     return kmer_counts(found[found != SKIPPED])
-
-
-def _weighed(counts: Floats, weights: Floats) -> Floats:
-    """Logarithms of counts by the weights, at unit length (sublinear TF-IDF)."""
-    rows = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * weights
-    size = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(size, 1e-9), np.float32)

@@ -54,7 +54,7 @@ class Kmers(_Stateless):
 
     def transform(self, X: Any) -> Any:
         """Count."""
-        return _counted([self._counts(one) for one in letters_of(X)])
+        return table_of([self._counts(one) for one in letters_of(X)])
 
     def _counts(self, sequence: str) -> Values:
         return kmer_counts(codes_of(sequence), self.longest)
@@ -65,7 +65,7 @@ class Codons(_Stateless):
 
     def transform(self, X: Any) -> Any:
         """Count."""
-        return _counted([self._counts(one) for one in letters_of(X)])
+        return table_of([self._counts(one) for one in letters_of(X)])
 
     def _counts(self, sequence: str) -> Values:
         letters = codes_of(sequence)
@@ -95,5 +95,6 @@ def _count(words: Values, kinds: int) -> Values:
     return np.bincount(words, minlength=kinds)
 
 
-def _counted(rows: Iterable[Values]) -> Any:
+def table_of(rows: Iterable[Values]) -> Any:
+    """Counts, a row an input, as one sparse matrix."""
     return sparse.vstack([sparse.csr_matrix(row[None].astype(np.float64)) for row in rows]).tocsr()

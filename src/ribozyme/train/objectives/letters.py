@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribozyme.engine.embed import letter_rows
 from ribozyme.packing import Packed, pool
 from ribozyme.train.batch import Batch
 from ribozyme.train.feed import Keys
@@ -128,22 +129,22 @@ class MaskedLetters:
 
 
 def _whole(components: KmerComponents, clean: Packed, reading: Letters) -> dict[str, Tensor]:
-    """The components of each sequence, and the rows of its letters."""
-    ends = np.cumsum(clean.lengths)
-    before, after = len(reading.prefix), len(reading.suffix)
-    spans = [(end - length + before, end - after) for length, end in zip(clean.lengths, ends)]
-    ids = clean.ids.numpy()
-    return {
-        "components": components.of([ids[a:b] for a, b in spans]),
-        "inside": torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])),
-    }
+    """The components of each sequence."""
+    ids = letter_rows(clean.ids, clean, reading).split(_letters(clean, reading))
+    return {"components": components.of([one.numpy() for one in ids])}
 
 
 def _told(rows: Tensor, batch: Batch, reading: Letters) -> Tensor:
     """Sum over the sequences of the mean squared error of their components."""
-    around = len(reading.prefix) + len(reading.suffix)
-    means = pool(rows[batch.targets["inside"]], [n - around for n in batch.inputs.lengths], "mean")
+    inputs = batch.inputs
+    means = pool(letter_rows(rows, inputs, reading), _letters(inputs, reading), "mean")
     return (means - batch.targets["components"]).square().mean(1).sum()
+
+
+def _letters(inputs: Packed, reading: Letters) -> list[int]:
+    """How many letters each sequence has."""
+    around = len(reading.prefix) + len(reading.suffix)
+    return [length - around for length in inputs.lengths]
 
 
 def info_nce(rows: Tensor, temperature: float = 0.1) -> Tensor:
