@@ -1,37 +1,39 @@
 """What the embedded models add, task by task: frozen, LoRA and whole, against the same network untrained.
 
-    RIBOZYME_DATA=... python benchmarks/finetune.py -o finetune.json
-    RIBOZYME_DATA=... python benchmarks/finetune.py --only families --rows 400 --seeds 1
+    RIBOZYME_DATA=... python benchmarks/finetune.py -o finetune
+    RIBOZYME_DATA=... python benchmarks/finetune.py -o quick --only families --rows 400 --seeds 1
 
 Every labelled table of RIBOZYME_DATA with its own split: trained on `train`, the best epoch chosen on `val`
-(or a tenth of `train`, whole groups), scored once on `test`. Each mode of training is run with several seeds,
-which draw the head, the order and the weights of untrained networks; the interval is of the first seed, by
-bootstrap over (groups of) test examples. Beside them the simple baselines, tuned on the training part, and
-the figures that others report. Where test rows have near copies among training rows, clean rows are scored
-too.
+(or a tenth of `train`, whole groups), asked once about `test`. Each mode of training is run with several
+seeds, which draw the head, the order and the weights of untrained networks. Beside them the simple baselines,
+tuned on the training part. Where test rows have near copies among training rows, clean rows are scored too.
+
+Predictions are kept in the folder, a file a training. The same command does what is not there yet, so the
+whole of it, many hours, may be run in parts and by several processes; `--show` only makes the tables.
 """
 
 import json
 import os
-import platform
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
-import torch
 import typer
-from rich.console import Console
+from finetune_tasks import METRICS, TASKS, Part, Task, groups_to_keep, read
+from parity import machine, wide_console
 from rich.table import Table
 
 import ribozyme as rz
 from ribozyme.errors import InputWarning
-from ribozyme.io.cells import read_cells
-from ribozyme.pp.codons import mark_codons
+from ribozyme.files import AtomicFile, digest
+from ribozyme.hub import resolve
+from ribozyme.metrics import Score, UndefinedError, difference
+from ribozyme.metrics.summary import paired_letters
 from ribozyme.train.baselines import baselines
 
 ROOT = Path(__file__).parents[1]
@@ -40,148 +42,110 @@ MODES: dict[str, dict[str, Any]] = {
     "lora": {"layers": 0, "lora_rank": 8, "epochs": 15},
     "full": {"layers": None, "learning_rate": 1e-3, "epochs": 15},
 }
-MAIN = {"regression": "spearman", "classification": "accuracy", "token": "r2"}
-OPENVACCINE = ("reactivity", "deg_Mg_pH10", "deg_Mg_50C")
+RESAMPLES = 400
+
+Values = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A table with a label.
-
-    coding : the sequences are coding, which Helix-mRNA reads with marks
-    clean : column that is true for test rows that have a copy among the training rows
-    published : what others report, to be read beside ours
-    """
-
-    path: str
-    target: str
-    kind: str
-    models: tuple[str, ...]
-    published: str = ""
-    coding: bool = False
-    clean: str | None = None
-    split: str = "split"
-    metric: str = ""
-
-
-MRNA, NCRNA, CELLS = ("helix-mrna-mini",), ("rnafm-mini",), ("scgpt-mini",)
-BOTH = MRNA + NCRNA
-
-
-def _number(path: str, target: str, models: tuple[str, ...], published: str, coding: bool = False) -> Task:
-    return Task(f"mrna/{path}", target, "regression", models, published, coding)
-
-
-def _cells(path: str, published: str) -> Task:
-    return Task(f"cells/{path}", "cell_type", "classification", CELLS, published)
-
-
-TASKS = {
-    "mrl_random": _number("utr5_mrl_random", "mrl", BOTH, "k-mer ridge .652, forest .689"),
-    "mrl_human": _number("utr5_mrl_human", "mrl", BOTH, "k-mer ridge .698, Optimus .847"),
-    "utr3_jurkat": _number("utr3_stability", "stability_jurkat", MRNA, "k-mer ridge .494"),
-    "mrfp": _number("mrfp_expression", "expression", MRNA, "codon ridge .786, CodonBERT .85", coding=True),
-    "cov": _number("cov_vaccine_degradation", "degradation", BOTH, "TextCNN .80, CodonBERT .77"),
-    "riboswitch": _number("tc_riboswitch", "switching_factor", BOTH, "RNA-FM + TextCNN .58"),
-    "stability": _number("mrna_stability", "decay_rate", MRNA, "k-mer ridge .284", coding=True),
-    "half_life_mammal": _number("half_life_mammal", "half_life_pc1", MRNA, "codon ridge .573", coding=True),
-    "half_life_yeast": _number("half_life_yeast", "log2_half_life", MRNA, "codon ridge .314", coding=True),
-    "kozak": _number("kozak_tis", "efficiency", BOTH, "k-mer ridge .721"),
-    "ecoli": Task(
-        "mrna/ecoli_expression",
-        "high_expression",
-        "classification",
-        MRNA,
-        "codons .621 (10-fold)",
-        coding=True,
-    ),
-    "openvaccine": Task("mrna/openvaccine", ",".join(OPENVACCINE), "token", BOTH),
-    "families": Task(
-        "ncrna/families", "label", "classification", NCRNA, "RNA-FM .968, k-mers .882", clean="near_train"
-    ),
-    "modification": Task(
-        "ncrna/modification", "label", "classification", NCRNA, "k-mers .907 (AUC)", metric="roc_auc"
-    ),
-    "pbmc": _cells("annotate_pbmc_3tech", "PCA + logistic regression .953"),
-    "breast": _cells("annotate_breast_tnbc", "PCA + logistic regression .968"),
-    "sorted": _cells("annotate_pbmc_sorted", "PCA + logistic regression .857"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Inputs, labels, groups, and which rows are clean."""
-
-    X: Any
-    y: Any
-    groups: Any = None
-    clean: Any = None
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(slots=True)
-class Line:
-    """One predictor on one task: the main metric by seed, all metrics of the first seed."""
+class Training:
+    """One predictor of one task. model : or the name of a baseline; mode : of `MODES`, or `baseline`"""
 
     task: str
     model: str
     mode: str
-    metric: str
-    n: int
-    values: list[float] = field(default_factory=list)
-    clean: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    scores: dict[str, Any] = field(default_factory=dict)
+    untrained: bool = False
+    seed: int = 0
+
+    @property
+    def file(self) -> str:
+        """Where its predictions are kept."""
+        kind = f"{self.mode}-untrained" if self.untrained else self.mode
+        return f"{self.task}.{self.model}.{kind}.{self.seed}.npz"
 
 
-def read(task: Task, folder: Path, rows: int | None, model: str) -> dict[str, Part]:
-    """The parts of a task as a model reads them; of large ones `rows` of each, drawn with seed 0."""
-    if task.path.startswith("cells/"):
-        cells = read_cells(folder / f"{task.path}.h5ad")
-        frame = cells.obs.reset_index(drop=True)
-    else:
-        cells, frame = None, pd.read_parquet(folder / f"{task.path}.parquet")
-    names = {"train": ("train",), "val": ("val", "validation"), "test": ("test", "test_public")}
-    parts = {}
-    for part, called in names.items():
-        chosen = frame[frame[task.split].isin(called)]
-        if task.kind == "token":
-            chosen = chosen[(chosen["SN_filter"] != 0) & chosen["scored"]]
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a predictor says of the test part; of letters, those that have a label, end to end.
+
+    true, predicted : (n,) or (n, k); of a metric of probabilities `predicted` is (n, classes)
+    groups : (n,) rows that are drawn together
+    clean : (n,) without a copy among the training rows; all, where none is known
+    classes : columns of probabilities, else empty
+    """
+
+    true: Values
+    predicted: Values
+    groups: Values
+    clean: Values
+    classes: Values
+    seconds: float
+    about: str
+
+    def write(self, path: Path) -> None:
+        """All of it, or nothing."""
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        with AtomicFile(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **content)
+
+    @classmethod
+    def read(cls, path: Path) -> "Predictions":
+        """What `write` wrote."""
+        with np.load(path, allow_pickle=False) as kept:
+            content = {one.name: kept[one.name] for one in fields(cls)}
+        return cls(**{**content, "seconds": float(content["seconds"]), "about": str(content["about"].item())})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done. weights : of each model, its name or a folder"""
+
+    data: Path
+    rows: int | None
+    weights: dict[str, str]
+
+    def about(self, one: Training) -> str:
+        """What must be the same for predictions to be kept."""
+        known: dict[str, Any] = {"rows": self.rows, "task": repr(TASKS[one.task])}
+        if one.mode != "baseline":
+            known["how"] = MODES[one.mode]
+        if one.mode != "baseline" and not one.untrained:
+            known["weights"] = digest(resolve(self.weights[one.model]).path / "model.safetensors")
+        return json.dumps(known)
+
+    def done(self, one: Training, folder: Path) -> bool:
+        """Whether its predictions are there."""
+        path = folder / one.file
+        return path.exists() and Predictions.read(path).about == self.about(one)
+
+    def run(self, one: Training) -> Predictions:
+        """Train, and predict."""
+        task, began = TASKS[one.task], perf_counter()
+        parts = _parts(one.task, self.data, self.rows, "" if one.mode == "baseline" else one.model)
+        train, test = parts["train"], parts["test"]
+        groups = groups_to_keep(train, test)
+        if one.mode == "baseline":
+            fitted = _baselines(task, train, groups)[one.model]
+            whole = {"groups": groups} if one.model == "TextCNN" else {}
+            fitted.fit(train.X, train.y, **whole)
         else:
-            chosen = chosen[chosen[task.target].notna()]
-        if rows is not None and len(chosen) > rows:
-            chosen = chosen.sample(rows, random_state=0)
-        if task.kind == "classification" and parts:  # a class that is in no training row cannot be learnt
-            chosen = chosen[chosen[task.target].isin(parts["train"].y)]
-        if not len(chosen):
-            continue
-        X = sequences(chosen, task, model) if cells is None else cells[chosen.index.to_numpy()]
-        groups = chosen["group"].to_numpy() if "group" in chosen else None
-        clean = None if task.clean is None else ~chosen[task.clean].fillna(False).to_numpy(bool)
-        parts[part] = Part(X, labels(chosen, task), groups, clean)
-    return parts
+            loaded = rz.load(self.weights[one.model], dtype="float32")
+            network = loaded.untrained(one.seed) if one.untrained else loaded
+            held = (parts["val"].X, parts["val"].y) if "val" in parts else None
+            fitted = estimator(task, network, one.seed, one.mode)
+            fitted.fit(train.X, train.y, groups=groups, validation_data=held)
+        return predictions(task, fitted, test, self.about(one), began)
 
 
-def sequences(frame: pd.DataFrame, task: Task, model: str) -> list[str]:
-    """As the model reads them."""
-    if not (task.coding and model.startswith("helix")):
-        return frame["sequence"].tolist()
-    return [mark_codons(one, 0, len(one) - len(one) % 3) for one in frame["sequence"]]
+@lru_cache(maxsize=1)
+def _parts(task: str, data: Path, rows: int | None, model: str) -> dict[str, Part]:
+    return read(TASKS[task], data, rows, model)
 
 
-def labels(frame: pd.DataFrame, task: Task) -> Any:
-    """As the estimator reads them."""
-    if task.kind != "token":
-        return frame[task.target].to_numpy()
-    found = []
-    for row in frame.itertuples():
-        table = np.full((len(row.sequence), len(OPENVACCINE)), np.nan)
-        for k, name in enumerate(OPENVACCINE):
-            table[: row.seq_scored, k] = getattr(row, name)
-        found.append(table)
-    return found
+def _baselines(task: Task, train: Part, groups: Any) -> dict[str, Any]:
+    kind: Any = "regression" if task.kind == "token" else task.kind
+    level: Any = "token" if task.kind == "token" else "input"
+    return baselines(kind, train.X, level=level, groups=groups)
 
 
 def estimator(task: Task, model: Any, seed: int, mode: str) -> Any:
@@ -195,157 +159,234 @@ def estimator(task: Task, model: Any, seed: int, mode: str) -> Any:
     return kind(model, **how)
 
 
-def scored(line: Line, fitted: Any, test: Part, first: bool) -> None:
-    """Add one run to the line."""
-    how = {} if test.groups is None else {"groups": test.groups}
-    found = fitted.evaluate(test.X, test.y, **(how if first else {"resamples": 0}))
-    line.values.append(found[line.metric].value)
-    if first:
-        line.scores = {name: score.to_dict() for name, score in found.items()}
-    if test.clean is not None:
-        rows = np.flatnonzero(test.clean)
-        X, y = [test.X[k] for k in rows], test.y[rows]
-        line.clean.append(fitted.evaluate(X, y, resamples=0)[line.metric].value)
+def predictions(task: Task, fitted: Any, test: Part, about: str, began: float) -> Predictions:
+    """Of the test part; rows that get no prediction (cells without a known gene) are left out."""
+    classes = np.array([])
+    if task.kind == "classification":
+        predicted, classes = fitted.predict_proba(test.X), np.asarray(fitted.classes_)
+    else:
+        predicted = fitted.predict(test.X)
+    if task.kind == "token":
+        true, (predicted,), owner = paired_letters(test.y, predicted)
+    else:
+        true, owner = np.asarray(test.y), np.arange(len(test.y))
+    groups = owner if test.groups is None else np.unique(test.groups, return_inverse=True)[1][owner]
+    clean = np.ones(len(true), bool) if test.clean is None else test.clean[owner]
+    known = ~np.isnan(np.asarray(predicted, float).reshape(len(true), -1)).any(1)
+    kept = [np.asarray(one)[known] for one in (true, predicted, groups, clean)]
+    kept[0] = kept[0].astype(str if task.kind == "classification" else float)
+    return Predictions(*kept, classes.astype(str), perf_counter() - began, about)
 
 
-def run_task(
-    name: str,
-    task: Task,
-    folder: Path,
-    rows: int | None,
-    seeds: int,
-    modes: Sequence[str],
-    said: Callable[..., None],
-) -> list[Line]:
-    """Every model and baseline on a task."""
-    lines = []
-    for model in task.models:
-        parts = read(task, folder, rows, model)
-        train, test = parts["train"], parts["test"]
-        held = (parts["val"].X, parts["val"].y) if "val" in parts else None
-        groups = groups_to_keep(train, test)
-        for mode in modes:
-            for trained in (True, False):
-                line = Line(
-                    name, model if trained else f"{model}, untrained", mode, metric_of(task), len(test)
-                )
-                began = time.perf_counter()
-                for seed in range(seeds):
-                    loaded = rz.load(model, dtype="float32")
-                    network = loaded if trained else loaded.untrained(seed)
-                    fitted = estimator(task, network, seed, mode)
-                    fitted.fit(train.X, train.y, groups=groups, validation_data=held)
-                    scored(line, fitted, test, seed == 0)
-                line.seconds = (time.perf_counter() - began) / seeds
-                lines.append(line)
-                said(line)
-    parts = read(task, folder, rows, "")
-    train, groups = parts["train"], groups_to_keep(parts["train"], parts["test"])
-    level = "token" if task.kind == "token" else "input"
-    kind: Any = "regression" if task.kind == "token" else task.kind
-    for called, baseline in baselines(kind, train.X, level=level, groups=groups).items():
-        line = Line(name, called, "baseline", metric_of(task), len(parts["test"]))
-        began = time.perf_counter()
-        baseline.fit(train.X, train.y, **({"groups": groups} if called == "TextCNN" else {}))
-        scored(line, Plain(baseline, kind, level), parts["test"], True)
-        line.seconds = time.perf_counter() - began
-        lines.append(line)
-        said(line)
-    return lines
+def statistic(metric: str, classes: Values) -> Callable[[Values, Values], float]:
+    """The mean of a metric over seeds: true (n, ...), predicted (n, seeds, ...)."""
 
+    def one(true: Values, predicted: Values) -> float:
+        if metric == "roc_auc":
+            score = rz.metrics.roc_auc(true, predicted, classes=classes, resamples=0)
+        elif metric == "accuracy":
+            score = rz.metrics.accuracy(true, classes[predicted.argmax(1)], resamples=0)
+        else:
+            score = getattr(rz.metrics, metric)(true, predicted, resamples=0)
+        if np.isnan(score.value):
+            raise UndefinedError(score.reason)
+        return score.value
 
-def groups_to_keep(train: Part, test: Part) -> Any:
-    """The groups of the training rows, unless the published split tests on the same groups."""
-    cut = train.groups is not None and np.isin(test.groups, train.groups).any()
-    return None if cut else train.groups
+    return lambda true, predicted: float(
+        np.mean([one(true, predicted[:, k]) for k in range(predicted.shape[1])])
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A baseline with the `evaluate` of our estimators."""
+class Compared:
+    """A model on a task in a mode.
 
-    baseline: Any
-    kind: Any
-    level: str
+    by_seed : of the metric; untrained, best : the mean of the untrained network, and of the best baseline
+    over_untrained, over_best : by how much it is better, with the interval over groups of test rows
+    clean : (trained, best baseline) on the rows without a copy among the training rows
+    """
 
-    def evaluate(self, X: Any, y: Any, **how: Any) -> dict[str, rz.metrics.Score]:
-        """Every metric."""
-        predicted = self.baseline.predict(X)
-        if self.level == "token":
-            return rz.metrics.letters_summary(self.kind, y, predicted, **how)
-        if self.kind == "regression":
-            return rz.metrics.summary("regression", y, predicted, **how)
-        chances = self.baseline.predict_proba(X)
-        return rz.metrics.summary(self.kind, y, predicted, chances, classes=self.baseline.classes_, **how)
-
-
-def metric_of(task: Task) -> str:
-    """The metric that is shown."""
-    return task.metric or MAIN[task.kind]
-
-
-def say(line: Line) -> None:
-    """One line as soon as it is known."""
-    print(f"{line.task} {line.model} {line.mode}: {np.mean(line.values):.3f}", flush=True)
+    task: str
+    model: str
+    mode: str
+    metric: str
+    n: int
+    by_seed: list[float]
+    untrained: float
+    over_untrained: Score
+    best_name: str
+    best: float
+    over_best: Score
+    clean: tuple[float, float] | None
+    seconds: float
 
 
-def shown(lines: Sequence[Line]) -> Table:
-    """A row a predictor."""
-    table = Table(
-        "task", "model", "mode", "metric", "mean of seeds", "sd", "interval (seed 0)", "clean", "s", box=None
+def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions]) -> Compared | None:
+    """Of what is there; None without the model, trained and untrained, or without baselines."""
+
+    def of(untrained: bool) -> list[Predictions]:
+        wanted = replace(Training(task, model, mode), untrained=untrained)
+        return [p for one, p in kept.items() if replace(one, seed=0) == wanted]
+
+    trained, untrained = of(False), of(True)
+    simple = {one.model: p for one, p in kept.items() if (one.task, one.mode) == (task, "baseline")}
+    if not (trained and untrained and simple):
+        return None
+    first = trained[0]
+    metric = TASKS[task].metric or METRICS[TASKS[task].kind]
+    measured = statistic(metric, first.classes)
+    ours, theirs = _stacked(trained), _stacked(untrained)
+    values = {name: measured(p.true, _stacked([p])) for name, p in simple.items()}
+    best = max(values, key=lambda name: values[name])
+    how = {"groups": first.groups, "resamples": RESAMPLES}
+    clean = None
+    if not first.clean.all():
+        of_best = _stacked([simple[best]])
+        clean = tuple(measured(first.true[first.clean], p[first.clean]) for p in (ours, of_best))
+    return Compared(
+        task,
+        model,
+        mode,
+        metric,
+        len(first.true),
+        [measured(first.true, ours[:, k : k + 1]) for k in range(len(trained))],
+        measured(first.true, theirs),
+        difference(measured, first.true, ours, theirs, **how),
+        best,
+        values[best],
+        difference(measured, first.true, ours, _stacked([simple[best]]), **how),
+        clean,
+        float(np.mean([p.seconds for p in trained])),
     )
+
+
+def _stacked(found: Sequence[Predictions]) -> Values:
+    return np.stack([one.predicted for one in found], axis=1)
+
+
+def shown(lines: Sequence[Compared]) -> Table:
+    """A row a model, task and mode."""
+    names = (
+        "task",
+        "metric",
+        "n",
+        "model",
+        "mode",
+        "trained",
+        "sd",
+        "untrained",
+        "gain",
+        "best baseline",
+        "gain",
+    )
+    table = Table(*names, "clean", "s", box=None)
     for one in lines:
-        score = one.scores[one.metric]
-        interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
-        spread = f"{np.std(one.values, ddof=1):.3f}" if len(one.values) > 1 else ""
-        clean = f"{np.mean(one.clean):.3f}" if one.clean else ""
-        mean = f"{np.mean(one.values):.3f}"
-        table.add_row(
-            one.task, one.model, one.mode, one.metric, mean, spread, interval, clean, f"{one.seconds:.0f}"
-        )
+        spread = f"{np.std(one.by_seed, ddof=1):.3f}" if len(one.by_seed) > 1 else ""
+        clean = "" if one.clean is None else f"{one.clean[0]:.3f}, {one.clean[1]:.3f}"
+        mean, rest = f"{np.mean(one.by_seed):.3f}", f"{one.best_name} {one.best:.3f}"
+        start = (one.task, one.metric, str(one.n), one.model, one.mode, mean, spread)
+        gains = (f"{one.untrained:.3f}", _signed(one.over_untrained), rest, _signed(one.over_best))
+        table.add_row(*start, *gains, clean, f"{one.seconds:.0f}")
     return table
 
 
+def _signed(score: Score) -> str:
+    """With a star where the interval does not hold 0."""
+    star = "*" if score.low > 0 or score.high < 0 else ""
+    return f"{score.value:+.3f}{star} [{score.low:+.3f}, {score.high:+.3f}]"
+
+
+def won(lines: Sequence[Compared]) -> Iterator[str]:
+    """How often each model is better, and worse, by more than chance."""
+    for model, mode in dict.fromkeys((one.model, one.mode) for one in lines):
+        own = [one for one in lines if (one.model, one.mode) == (model, mode)]
+        for name, gains in (
+            ("the untrained network", [one.over_untrained for one in own]),
+            ("the best baseline", [one.over_best for one in own]),
+        ):
+            better, worse = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
+            yield f"{model}, {mode}: better than {name} in {better}, worse in {worse} of {len(own)} tasks"
+
+
+def to_do(
+    names: Sequence[str], models: Sequence[str], modes: Sequence[str], seeds: int, plan: Plan
+) -> Iterator[Training]:
+    """Baselines first, then seed by seed."""
+    for name in names:
+        task = TASKS[name]
+        if set(models) & set(task.models):
+            train = _parts(name, plan.data, plan.rows, "")["train"]
+            yield from (Training(name, called, "baseline") for called in _baselines(task, train, None))
+    for seed in range(seeds):
+        for mode in modes:
+            for name in names:
+                for model in TASKS[name].models:
+                    for untrained in (False, True) if model in models else ():
+                        yield Training(name, model, mode, untrained, seed)
+
+
+def kept_in(folder: Path) -> dict[Training, Predictions]:
+    """All predictions of a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.npz")):
+        task, model, kind, seed = path.name.removesuffix(".npz").split(".")
+        mode = kind.removesuffix("-untrained")
+        found[Training(task, model, mode, kind != mode, int(seed))] = Predictions.read(path)
+    return found
+
+
+def report(folder: Path, rows: int | None) -> None:
+    """Print the tables; write them as JSON."""
+    kept = kept_in(folder)
+    combinations = dict.fromkeys((one.task, one.model, one.mode) for one in kept if one.mode != "baseline")
+    order = list(TASKS)
+    found = [
+        compare(*one, kept) for one in sorted(combinations, key=lambda c: (c[1], c[2], order.index(c[0])))
+    ]
+    lines = [one for one in found if one is not None]
+    console = wide_console()
+    console.print(shown(lines))
+    for line in won(lines):
+        console.print(line, highlight=False)
+    for name in dict.fromkeys(one.task for one in lines):
+        if TASKS[name].published:
+            console.print(f"{name}: others report {TASKS[name].published}", highlight=False)
+    about = {"machine": machine(), "rows": rows, "modes": MODES, "ribozyme": rz.__version__}
+    content = {**about, "lines": [_line(one) for one in lines]}
+    (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _line(one: Compared) -> dict[str, Any]:
+    values = {field.name: getattr(one, field.name) for field in fields(one)}
+    return {name: of.to_dict() if isinstance(of, Score) else of for name, of in values.items()}
+
+
 def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder of the predictions")],
     only: Annotated[str, typer.Option(help="tasks, joined by commas; all by default")] = "",
+    models: Annotated[str, typer.Option(help="joined by commas; NAME=FOLDER for other weights")] = (
+        "helix-mrna-mini,rnafm-mini,scgpt-mini"
+    ),
     modes: Annotated[str, typer.Option(help="frozen, lora, full")] = "frozen,full",
     seeds: Annotated[int, typer.Option(help="runs of each")] = 3,
-    rows: Annotated[int | None, typer.Option(help="of each part at most, for a quick look")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="a .json file")] = None,
+    rows: Annotated[int | None, typer.Option(help="of each part at most")] = None,
+    show: Annotated[bool, typer.Option("--show", help="train nothing")] = False,
 ) -> None:
     """Fine-tune the embedded models on the tables of RIBOZYME_DATA; print a table, write JSON."""
     warnings.simplefilter("ignore", InputWarning)
-    folder = Path(os.environ.get("RIBOZYME_DATA", ROOT.parent / "shared" / "data"))
     names = only.split(",") if only else list(TASKS)
     if unknown := [name for name in names if name not in TASKS]:
         raise typer.BadParameter(f"{unknown[0]!r} is not among {', '.join(TASKS)}")
-    console = Console(width=150)
-    machine = {
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    lines: list[Line] = []
-    for name in names:
-        lines += run_task(name, TASKS[name], folder, rows, seeds, modes.split(","), say)
-        if output is not None:
-            about = {
-                "machine": machine,
-                "rows": rows,
-                "seeds": seeds,
-                "modes": MODES,
-                "ribozyme": rz.__version__,
-            }
-            content = {
-                **about,
-                "tasks": {n: asdict(TASKS[n]) for n in names},
-                "lines": [asdict(x) for x in lines],
-            }
-            output.write_text(json.dumps(content, indent=1) + "\n")
-    console.print(shown(lines))
-    for name in names:
-        if TASKS[name].published:
-            console.print(f"{name}: others report {TASKS[name].published}", highlight=False)
+    weights = {name: folder or name for name, _, folder in (one.partition("=") for one in models.split(","))}
+    data = Path(os.environ.get("RIBOZYME_DATA", ROOT.parent / "shared" / "data"))
+    plan = Plan(data, rows, weights)
+    output.mkdir(parents=True, exist_ok=True)
+    for one in () if show else to_do(names, list(weights), modes.split(","), seeds, plan):
+        if not plan.done(one, output):
+            found = plan.run(one)
+            found.write(output / one.file)
+            print(f"{one.file.removesuffix('.npz')}: {found.seconds:.0f} s", flush=True)
+    report(output, rows)
 
 
 if __name__ == "__main__":

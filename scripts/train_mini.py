@@ -105,16 +105,20 @@ def helix_mrna_mini(device: torch.device) -> Mini:
     from ribozyme.models.helix.model import HelixMRNA
     from ribozyme.models.helix.tokenizer import Tokenizer
 
-    module = HelixMRNA(Config(dim=128, heads=8, head_dim=32, state=64, attention_heads=8, kv_heads=4))
+    config = Config(dim=128, heads=8, head_dim=32, state=64, attention_heads=8, kv_heads=4)
+    module = HelixMRNA(config)
     module.initialise(torch.Generator().manual_seed(0))
     columns = ["id", "sequence", "cds_start", "cds_end"]
     table = pd.read_parquet(DATA / "mrna" / "corpus.parquet", columns=columns)
+    model, corpus = SequenceModel(module, Tokenizer(), device), unlike(table, data.mrnas()["sequence"])
+    recipe = Recipe(steps=4000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3)
     return Mini(
-        model=SequenceModel(module, Tokenizer(), device),
-        corpus=unlike(table, data.mrnas()["sequence"]),
-        stages=(Recipe(steps=2000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3),),
+        model=model,
+        corpus=corpus,
+        components=kmer_components(parts(model, corpus, recipe)[0], model.tokenizer.letters, config.dim),
+        stages=(recipe,),
         about="mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
-        objective="next letter, nats (E weighs 0.2)",
+        objective="next letter, nats (E weighs 0.2), + squared error of components of k-mers and codons",
     )
 
 

@@ -214,6 +214,23 @@ def test_a_folder_that_is_no_run_is_named(run, table, tmp_path):
     assert "suffix '.xlsx' does not exist" in err
 
 
+def test_predict_reads_the_column_of_the_training(run, frame, rna, tmp_path):
+    renamed = frame.rename(columns={"sequence": "utr"})
+    renamed.to_csv(tmp_path / "t.csv", index=False)
+    how = ("--model", rna, "--target", "share", "--task", "regression", "--split-column", "split")
+    status, _, err = run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *how)
+    assert (status, "--sequence-column" in err) == (1, True), err
+    named = ("--sequence-column", "utr")
+    assert run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *how, *named)[0] == 0
+    (tmp_path / "new.fa").write_text(">s0\n" + frame["sequence"][0] + "\n")
+    for new, options in (("t.csv", ()), ("t.csv", named), ("new.fa", ())):
+        status, _, err = run("predict", tmp_path / "run", tmp_path / new, "-o", tmp_path / "p.csv", *options)
+        assert status == 0, err
+        assert pd.read_csv(tmp_path / "p.csv")["share"][0] == pytest.approx(
+            float(rz.load(tmp_path / "run").predict([frame["sequence"][0]])[0]), abs=1e-5
+        )
+
+
 def test_rows_without_a_label_can_be_left_out(run, frame, rna, tmp_path):
     gaps = frame.assign(share=[np.nan, *frame["share"][1:]])
     gaps.to_csv(tmp_path / "t.csv", index=False)

@@ -12,6 +12,7 @@ from ribozyme.errors import ConfigError, InputError
 from ribozyme.models.rnafm.config import Config
 from ribozyme.models.rnafm.model import RNAFM
 from ribozyme.models.rnafm.tokenizer import Tokenizer
+from ribozyme.pp.codons import mark_codons
 from ribozyme.train.corpus import SequenceCorpus
 from ribozyme.train.kmer_components import kmer_components
 from ribozyme.train.pretrain import Recipe, objective_of, pretrain
@@ -50,6 +51,20 @@ def test_they_are_those_of_scikit_learn_by_the_root_of_their_size(rnafm, sequenc
     expected = pca.transform(table) / np.sqrt(pca.singular_values_)
     expected *= np.sqrt(4) / np.linalg.norm(expected, axis=1, keepdims=True)
     ours = fitted(rnafm, sequences, 4).of(ids(rnafm, sequences)).numpy()
+    order = np.abs(ours.T @ expected).argmax(0)
+    signs = np.sign((ours[:, order] * expected).sum(0))
+    np.testing.assert_allclose(ours[:, order] * signs, expected, atol=1e-3)
+
+
+def test_marked_codons_are_counted_beside_the_kmers(helix, sequences):
+    marked = [mark_codons(one, k % 3, k % 3 + 18) for k, one in enumerate(sequences)]
+    words = TfidfVectorizer(analyzer="char", ngram_range=(1, 6), lowercase=False, sublinear_tf=True)
+    codons = TfidfVectorizer(token_pattern="(?<=E)[ACGU]{3}", lowercase=False, sublinear_tf=True)
+    tables = [words.fit_transform(sequences), codons.fit_transform(marked)]
+    pca = PCA(4, svd_solver="full")
+    expected = pca.fit_transform(np.hstack([one.toarray() for one in tables])) / np.sqrt(pca.singular_values_)
+    expected *= np.sqrt(4) / np.linalg.norm(expected, axis=1, keepdims=True)
+    ours = fitted(helix, marked, 4).of(ids(helix, marked)).numpy()
     order = np.abs(ours.T @ expected).argmax(0)
     signs = np.sign((ours[:, order] * expected).sum(0))
     np.testing.assert_allclose(ours[:, order] * signs, expected, atol=1e-3)

@@ -18,17 +18,22 @@ def predict(
     run: Run,
     input: Annotated[str, typer.Argument(help="sequences (FASTA, table, text) or cells (.h5ad, 10x)")],
     output: Annotated[Path, typer.Option("-o", "--output", help=".csv, .tsv, .parquet or .json")],
-    sequence_column: Annotated[str | None, typer.Option(help="column of sequences in a table")] = None,
+    sequence_column: Annotated[
+        str | None, typer.Option(help="column of sequences in a table; default: that of the run")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict for new inputs with a trained run."""
     from ribozyme.files import AtomicFile
     from ribozyme.loading import load
+    from ribozyme.train.tables import TABLES
 
     check_choice("suffix", output.suffix, (".csv", ".tsv", ".parquet", ".json"))
     about = read_about(run)
     estimator = load(run, device=device)
     targets = about["target"].split(",")
+    if sequence_column is None and input.lower().endswith(TABLES):
+        sequence_column = about["sequence_column"]
     with AtomicFile(output) as temporary:
         _write_frames(
             temporary,

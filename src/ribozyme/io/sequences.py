@@ -193,7 +193,7 @@ def choose_columns(
 ) -> tuple[str, str | None]:
     """The columns of sequences and of names: those asked for, else `sequence` and, if it is there, `id`."""
     sequence = sequence_column or "sequence"
-    for wanted, option in ((sequence, "sequence_column"), (id_column, "id_column")):
+    for wanted, option in ((sequence, "sequence_column (--sequence-column)"), (id_column, "id_column")):
         if wanted is None or wanted in columns:
             continue
         close = get_close_matches(wanted.lower(), [c.lower() for c in columns], n=1)

@@ -59,12 +59,12 @@ class _CausalConv(torch.autograd.Function):
         taps = weight.T.flip(0).contiguous()
         dx = dy * taps[0]
         dtaps = [(dy * x).sum(0)]
-        tokens = torch.arange(len(x), device=x.device)
-        before = tokens - cu_seqlens.long()[torch.searchsorted(cu_seqlens.long(), tokens, right=True) - 1]
-        for k in range(1, len(taps)):
+        own, starts = dy.clone(), cu_seqlens[:-1].long()
+        for k in range(1, min(len(taps), len(x))):
             dx[:-k].addcmul_(dy[k:], taps[k])
-            across = before[k:, None] < k  # tokens t and t-k are of two sequences
-            dtaps.append((dy[k:] * x[:-k]).masked_fill_(across, 0).sum(0))
+            own[(starts + k - 1).clamp(max=len(x) - 1)] = 0  # tokens t and t-k are of two sequences
+            dtaps.append((own[k:] * x[:-k]).sum(0))
+        dtaps += [torch.zeros_like(dtaps[0])] * (len(taps) - len(dtaps))
         rows, first, last = _edges(cu_seqlens, len(taps) - 1, at_start=False)
         dx[rows] = _windows(dy, taps, rows, 1, first, last)
         return dx, torch.stack(dtaps).flip(0).T, dy.sum(0), None

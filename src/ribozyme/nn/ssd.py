@@ -312,20 +312,19 @@ def _carry(
     S' = factor (factor S + B^T u), chunk after chunk, for all sequences at once; the shortest leave first.
     """
     add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_  # the gradient needs what is read
-    read, ended, start = [], list[Tensor](), 0
-    for step, count in enumerate(steps, 1):
-        now = slice(start, start := start + count)
+    read, ended = [], list[Tensor]()
+    parts = zip(*(one.split(list(steps)) for one in (B, C, u, factor)))
+    for step, (b, c, added, by) in enumerate(parts, 1):
         if state is None:
-            read.append(torch.zeros_like(u[now]))
+            read.append(torch.zeros_like(added))
         else:
-            ended.insert(0, state[count:])
-            state = state[:count] * factor[now]
-            read.append(torch.bmm(C[now], state))
+            ended.insert(0, state[len(c) :])
+            state = state[: len(c)] * by
+            read.append(torch.bmm(c, state))
         if step == len(steps) and not go_on:
             return torch.cat(read), None
-        added = B[now].mT, u[now]
-        state = torch.bmm(*added) if state is None else add(state, *added)
-        state = state.mul_(factor[now])
+        state = torch.bmm(b.mT, added) if state is None else add(state, b.mT, added)
+        state = state.mul_(by)
     assert state is not None
     return torch.cat(read), torch.cat([state, *ended])
 

@@ -4,10 +4,10 @@ A network that must tell them from a sequence of which letters are hidden learns
 which predicting one letter from its neighbours does not ask for. A linear model on them is a strong predictor
 of its own (latent semantic analysis, doi:10.1002/(SICI)1097-4571(199009)41:6<391::AID-ASI1>3.0.CO;2-9).
 
-K k-mers of 1 to 6 letters, d components.
+K k-mers of 1 to 6 letters, and the 64 codons where a vocabulary has marks for them; d components.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor
 
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.train.components import principal_directions
-from ribozyme.train.kmers import kmer_counts, table_of
+from ribozyme.train.kmers import kmer_counts, table_of, word_counts
 
 MOST_SEQUENCES = 20_000
 OTHER, SKIPPED = 255, 254
@@ -36,20 +37,22 @@ class KmerComponents:
     """Directions of the sequences of a corpus.
 
     codes : (V,) 0 to 3 for the ids of A, C, G, U
-    weigh : counts to (1 + ln count) x (1 + ln (1 + n) / (1 + sequences with it)), at unit length
+    weigh : of k-mers, and of codons: counts to (1 + ln count) x (1 + ln (1 + n) / (1 + sequences with it)),
+        at unit length
     directions : (K, d) of those; by the root of their size, so that the first few do not outweigh the others
     centre : (d,) where the mean sequence lies
     """
 
     codes: npt.NDArray[np.uint8]
-    weigh: TfidfTransformer
+    weigh: tuple[TfidfTransformer, ...]
     directions: Floats
     centre: Floats
 
     def of(self, sequences: Sequence[Ids]) -> Tensor:
         """(n, d) where each sequence of ids lies, of length sqrt(d): as long as a layer-normed row."""
-        counts = table_of(_counts(ids, self.codes) for ids in sequences)
-        rows = (self.weigh.transform(counts) @ self.directions - self.centre).astype(np.float32)
+        counts = _counts(sequences, self.codes)
+        table = sparse.hstack([one.transform(of) for one, of in zip(self.weigh, counts)])
+        rows = (table.tocsr() @ self.directions - self.centre).astype(np.float32)
         return F.normalize(torch.from_numpy(rows), dim=1) * len(self.centre) ** 0.5
 
 
@@ -66,11 +69,11 @@ def kmer_components(corpus: Any, letters: Sequence[str], count: int, longest: in
     codes = _codes(letters)
     read = corpus.read(np.random.default_rng(0))
     examples = islice((one for one in read if one is not None), MOST_SEQUENCES)
-    counts = table_of(_counts(one.ids[:longest], codes) for one in examples)
-    if counts.shape[0] <= count:
-        raise InputError(f"{corpus.where}: {count} components need more than {counts.shape[0]} sequences")
-    weigh = TfidfTransformer(sublinear_tf=True).fit(counts)
-    table = weigh.transform(counts)
+    counts = _counts((one.ids[:longest] for one in examples), codes)
+    if counts[0].shape[0] <= count:
+        raise InputError(f"{corpus.where}: {count} components need more than {counts[0].shape[0]} sequences")
+    weigh = tuple(TfidfTransformer(sublinear_tf=True).fit(of) for of in counts)
+    table = sparse.hstack([one.transform(of) for one, of in zip(weigh, counts)]).tocsr()
     mean = np.asarray(table.mean(0)).ravel()
     directions = principal_directions(table, mean, count).astype(np.float32)
     return KmerComponents(codes, weigh, directions, (mean @ directions).astype(np.float32))
@@ -83,6 +86,13 @@ def _codes(letters: Sequence[str]) -> npt.NDArray[np.uint8]:
     return np.array([known.get(letter, OTHER) for letter in letters], np.uint8)
 
 
-def _counts(ids: Ids, codes: npt.NDArray[np.uint8]) -> Ids:
-    found = codes[ids]
-    return kmer_counts(found[found != SKIPPED])
+def _counts(sequences: Iterable[Ids], codes: npt.NDArray[np.uint8]) -> list[Any]:
+    """Tables: (n, 5460) of the k-mers, which pass over marks; with marks (n, 64) of the codons behind."""
+    kmers, codons = [], []
+    for ids in sequences:
+        found = codes[ids]
+        marked = found == SKIPPED
+        letters = np.append(found, [OTHER] * 3)
+        kmers.append(kmer_counts(found[~marked]))
+        codons.append(word_counts(letters[np.flatnonzero(marked)[:, None] + (1, 2, 3)]))
+    return [table_of(kmers)] + ([table_of(codons)] if SKIPPED in codes else [])

@@ -69,12 +69,19 @@ class Codons(_Stateless):
 
     def _counts(self, sequence: str) -> Values:
         letters = codes_of(sequence)
-        return np.concatenate([_count(_words(letters, k, step=3), 4**k) for k in (3, 6)])
+        return np.concatenate([word_counts(_words(letters, k, step=3)) for k in (3, 6)])
 
 
 def kmer_counts(letters: Values, longest: int = LONGEST_KMER) -> Values:
     """(4 + 16 + ... + 4^longest,) how often each k-mer occurs; letters as `codes_of` gives them."""
-    return np.concatenate([_count(_words(letters, k), 4**k) for k in range(1, longest + 1)])
+    return np.concatenate([word_counts(_words(letters, k)) for k in range(1, longest + 1)])
+
+
+def word_counts(words: Values) -> Values:
+    """(4^k,) how often each occurs of (n, k) words; those with other letters are left out."""
+    words = words[(words < 4).all(1)]
+    k = words.shape[1]
+    return np.bincount(words.astype(np.int64) @ (4 ** np.arange(k)[::-1]), minlength=4**k)
 
 
 def codes_of(sequence: str) -> Values:
@@ -83,16 +90,10 @@ def codes_of(sequence: str) -> Values:
 
 
 def _words(letters: Values, k: int, step: int = 1) -> Values:
-    """The k-mers as numbers, those with other letters left out."""
+    """(n, k) the windows of a sequence."""
     if len(letters) < k:
-        return np.empty(0, np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(letters, k)[::step]
-    windows = windows[(windows < 4).all(1)]
-    return windows.astype(np.int64) @ (4 ** np.arange(k)[::-1])
-
-
-def _count(words: Values, kinds: int) -> Values:
-    return np.bincount(words, minlength=kinds)
+        return np.empty((0, k), np.uint8)
+    return np.lib.stride_tricks.sliding_window_view(letters, k)[::step]
 
 
 def table_of(rows: Iterable[Values]) -> Any:

@@ -1,0 +1,108 @@
+"""`benchmarks/finetune.py`: trainings are kept and not repeated, and models are compared on the same rows."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OWN = ("finetune", "finetune_tasks", "parity")
+
+
+@pytest.fixture
+def finetune():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("finetune")
+    for name in OWN:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """The share of G in 60 short RNAs, at the place and with the columns of the Kozak table."""
+    rng = np.random.default_rng(0)
+    rows = ["".join(rng.choice(list("ACGU"), 11, p=rng.dirichlet([1] * 4))) for _ in range(60)]
+    frame = pd.DataFrame({"sequence": rows, "efficiency": [one.count("G") / 11 for one in rows]})
+    frame["split"] = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
+    (tmp_path / "mrna").mkdir()
+    frame.to_parquet(tmp_path / "mrna" / "kozak_tis.parquet")
+    return frame
+
+
+def made(finetune, true, predicted, groups=None, classes=()):
+    count = len(true)
+    groups = np.arange(count) if groups is None else groups
+    clean, classes = np.arange(count) % 2 == 0, np.array(classes, dtype=str)
+    return finetune.Predictions(np.asarray(true), np.asarray(predicted), groups, clean, classes, 1.0, "{}")
+
+
+def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RIBOZYME_DATA", str(tmp_path))
+    folder = tmp_path / "out"
+    how = {"only": "kozak", "models": "rnafm-mini", "modes": "frozen", "rows": None, "show": False}
+    finetune.main(folder, **how, seeds=2)
+    said = capsys.readouterr().out
+    kept = sorted(path.name for path in folder.glob("*.npz"))
+    assert said.count("kozak.rnafm-mini.frozen") == 4
+    assert len(kept) == 4 + 3  # k-mers, a forest, a TextCNN
+    [line] = json.loads((folder / "scores.json").read_text())["lines"]
+    assert (line["n"], len(line["by_seed"]), line["metric"]) == (20, 2, "spearman")
+    with np.load(folder / "kozak.rnafm-mini.frozen.1.npz") as found:
+        np.testing.assert_array_equal(found["true"], table["efficiency"][40:])
+        expected = spearmanr(found["true"], found["predicted"]).statistic
+    assert line["by_seed"][1] == pytest.approx(expected)
+
+    monkeypatch.setattr(finetune.Plan, "run", lambda self, one: pytest.fail(f"{one} was trained again"))
+    finetune.main(folder, **how, seeds=2)
+    (folder / kept[0]).unlink()
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        finetune.main(folder, **how, seeds=2)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # other rows are another training
+        finetune.main(folder, **{**how, "rows": 25}, seeds=1)
+
+
+def test_seeds_are_averaged_and_differences_are_of_the_same_rows(finetune):
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=60)
+    near, far = ([true + k * rng.normal(size=60) for _ in range(2)] for k in (0.1, 1.0))
+    kept = {
+        finetune.Training("kozak", "rnafm-mini", "frozen", False, k): made(finetune, true, near[k])
+        for k in (0, 1)
+    }
+    kept |= {
+        finetune.Training("kozak", "rnafm-mini", "frozen", True, k): made(finetune, true, far[k])
+        for k in (0, 1)
+    }
+    assert finetune.compare("kozak", "rnafm-mini", "frozen", kept) is None  # no baseline is there
+    kept[finetune.Training("kozak", "k-mers", "baseline")] = made(finetune, true, far[0])
+    kept[finetune.Training("kozak", "forest", "baseline")] = made(finetune, true, near[0])
+    found = finetune.compare("kozak", "rnafm-mini", "frozen", kept)
+    of_near, of_far = ([spearmanr(true, one).statistic for one in many] for many in (near, far))
+    assert found.by_seed == pytest.approx(of_near)
+    assert found.untrained == pytest.approx(np.mean(of_far))
+    assert found.over_untrained.value == pytest.approx(np.mean(of_near) - np.mean(of_far))
+    assert found.over_untrained.low > 0
+    assert (found.best_name, found.best) == ("forest", pytest.approx(of_near[0]))
+    assert found.over_best.low <= found.over_best.value <= found.over_best.high
+    half = [spearmanr(true[::2], one[::2]).statistic for one in near]
+    assert found.clean == pytest.approx((np.mean(half), half[0]))
+    text = list(finetune.won([found]))
+    assert "better than the untrained network in 1, worse in 0 of 1" in text[0]
+
+
+def test_classes_are_scored_by_probability(finetune):
+    classes = np.array(["a", "b", "c"])
+    true = np.array(["a", "b", "c", "a"])
+    chances = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.1, 0.4], [0.9, 0.1, 0.0]])
+    accuracy = finetune.statistic("accuracy", classes)
+    assert accuracy(true, np.stack([chances, chances[:, ::-1]], 1)) == pytest.approx((0.75 + 0.5) / 2)
+    area = finetune.statistic("roc_auc", np.array(["0", "1"]))
+    of_one = np.array([0.1, 0.4, 0.35, 0.8])
+    both = np.stack([1 - of_one, of_one], 1)
+    assert area(np.array(["0", "0", "1", "1"]), both[:, None]) == pytest.approx(0.75)
