@@ -264,30 +264,33 @@ def _stacked(found: Sequence[Predictions]) -> Values:
     return np.stack([one.predicted for one in found], axis=1)
 
 
+COLUMNS = (
+    *("task", "metric", "n", "model", "mode", "trained", "sd", "untrained", "gain"),
+    *("best baseline", "gain over it", "clean", "s"),
+)
+
+
+def row_of(one: Compared) -> tuple[str, ...]:
+    """What the tables say of a model, task and mode."""
+    spread = f"{np.std(one.by_seed, ddof=1):.3f}" if len(one.by_seed) > 1 else ""
+    clean = "" if one.clean is None else f"{one.clean[0]:.3f}, {one.clean[1]:.3f}"
+    start = (one.task, one.metric, str(one.n), one.model, one.mode, f"{np.mean(one.by_seed):.3f}", spread)
+    gains = (f"{one.untrained:.3f}", _signed(one.over_untrained), f"{one.best_name} {one.best:.3f}")
+    return (*start, *gains, _signed(one.over_best), clean, f"{one.seconds:.0f}")
+
+
 def shown(lines: Sequence[Compared]) -> Table:
-    """A row a model, task and mode."""
-    names = (
-        "task",
-        "metric",
-        "n",
-        "model",
-        "mode",
-        "trained",
-        "sd",
-        "untrained",
-        "gain",
-        "best baseline",
-        "gain",
-    )
-    table = Table(*names, "clean", "s", box=None)
+    """For a terminal."""
+    table = Table(*COLUMNS, box=None)
     for one in lines:
-        spread = f"{np.std(one.by_seed, ddof=1):.3f}" if len(one.by_seed) > 1 else ""
-        clean = "" if one.clean is None else f"{one.clean[0]:.3f}, {one.clean[1]:.3f}"
-        mean, rest = f"{np.mean(one.by_seed):.3f}", f"{one.best_name} {one.best:.3f}"
-        start = (one.task, one.metric, str(one.n), one.model, one.mode, mean, spread)
-        gains = (f"{one.untrained:.3f}", _signed(one.over_untrained), rest, _signed(one.over_best))
-        table.add_row(*start, *gains, clean, f"{one.seconds:.0f}")
+        table.add_row(*row_of(one))
     return table
+
+
+def markdown(lines: Sequence[Compared]) -> str:
+    """For the documentation."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(row_of(one) for one in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _signed(score: Score) -> str:
@@ -336,7 +339,7 @@ def kept_in(folder: Path) -> dict[Training, Predictions]:
 
 
 def report(folder: Path, rows: int | None) -> None:
-    """Print the tables; write them as JSON."""
+    """Print the tables; write them as JSON, and in Markdown."""
     kept = kept_in(folder)
     combinations = dict.fromkeys((one.task, one.model, one.mode) for one in kept if one.mode != "baseline")
     order = list(TASKS)
@@ -354,6 +357,7 @@ def report(folder: Path, rows: int | None) -> None:
     about = {"machine": machine(), "rows": rows, "modes": MODES, "ribozyme": rz.__version__}
     content = {**about, "lines": [_line(one) for one in lines]}
     (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "table.md").write_text(markdown(lines) + "\n" + "".join(f"- {line}\n" for line in won(lines)))
 
 
 def _line(one: Compared) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypat
     assert said.count("kozak.rnafm-mini.frozen") == 4
     assert len(kept) == 4 + 3  # k-mers, a forest, a TextCNN
     [line] = json.loads((folder / "scores.json").read_text())["lines"]
+    assert (
+        (folder / "table.md").read_text().splitlines()[2].startswith("| kozak | spearman | 20 | rnafm-mini |")
+    )
     assert (line["n"], len(line["by_seed"]), line["metric"]) == (20, 2, "spearman")
     with np.load(folder / "kozak.rnafm-mini.frozen.1.npz") as found:
         np.testing.assert_array_equal(found["true"], table["efficiency"][40:])
