@@ -152,8 +152,9 @@ def test_the_strength_is_chosen_without_the_test_part():
     np.testing.assert_array_equal(first, again)
 
 
-def test_a_class_with_one_example_does_not_stop_a_baseline():
-    sequences = random_rna(20, 30)
-    kinds = ["a"] * 10 + ["b"] * 9 + ["c"]
+@pytest.mark.parametrize("counts", [(10, 9, 1), (53, 49, 2)])  # of the two, none is held back
+def test_a_rare_class_does_not_stop_a_baseline(counts):
+    sequences = random_rna(sum(counts), 30)
+    kinds = [name for name, count in zip("abc", counts) for _ in range(count)]
     found = baselines("classification", sequences)["k-mers"].fit(sequences, kinds)
     assert set(found.predict(sequences)) <= set("abc")

@@ -20,6 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, ShuffleSplit, StratifiedShuffleSplit
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -191,7 +192,12 @@ def _linear(task: Task, seed: int, class_weight: Any = None, groups: Any = None)
     logistic = LogisticRegression(max_iter=1000, class_weight=class_weight)
     if task == "multilabel":
         return Tuned(OneVsRestClassifier(logistic), "estimator__C", CS, None, seed, groups)
-    return Tuned(logistic, "C", CS, "neg_log_loss", seed, groups)
+    return Tuned(logistic, "C", CS, likelihood, seed, groups)
+
+
+def likelihood(classifier: Any, X: Any, y: Any) -> float:
+    """Mean log-probability of the classes, of which some may not be among `y`."""
+    return -float(log_loss(y, classifier.predict_proba(X), labels=classifier.classes_))
 
 
 class Tuned(BaseEstimator):
@@ -202,7 +208,7 @@ class Tuned(BaseEstimator):
         estimator: Any,
         parameter: str,
         values: Sequence[float],
-        scoring: str | None,
+        scoring: Any,
         seed: int = 0,
         groups: Any = None,
     ) -> None:
@@ -236,10 +242,10 @@ class Tuned(BaseEstimator):
         parts = self._by_groups(target)
         if parts is not None:
             return [parts]
-        kinds = np.unique(target, return_counts=True)[1] if self.scoring == "neg_log_loss" else np.array([0])
+        kinds = np.unique(target, return_counts=True)[1] if self.scoring is likelihood else np.array([0])
         many = kinds.min() >= 2 and HELD * len(target) >= len(kinds)
         splitter = StratifiedShuffleSplit if many else ShuffleSplit
-        if not many and self.scoring == "neg_log_loss":
+        if not many and self.scoring is likelihood:
             return [(np.arange(len(target)),) * 2]  # too few of a class to hold any back: the weakest penalty
         return splitter(1, test_size=HELD, random_state=self.seed)
 
@@ -247,7 +253,7 @@ class Tuned(BaseEstimator):
         """Whole groups are held back, if there are some, and every class is learnt from and held back."""
         if self.groups is None or len(np.unique(self.groups)) < 1 / HELD:
             return None
-        classes = target if self.scoring == "neg_log_loss" else None
+        classes = target if self.scoring is likelihood else None
         parts = split(len(target), validation=HELD, stratify=classes, groups=self.groups, seed=self.seed)
         if classes is not None and any(
             len(np.unique(classes[of])) < len(np.unique(classes)) for of in (parts.train, parts.validation)
