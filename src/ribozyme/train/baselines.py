@@ -21,26 +21,27 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor, nn
 
 from ribozyme.errors import InputError
 from ribozyme.packing import Packed
 from ribozyme.train.kmers import Codons, Kmers, are_coding, codes_of, letters_of
 from ribozyme.train.labels import UNLABELLED, Labels, Level, Task
-from ribozyme.train.splits import split
+from ribozyme.train.splits import folds
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-CS = (0.3, 3.0, 30.0, 300.0)
+CS = (0.003, 0.03, 0.3, 3.0, 30.0, 300.0)
 TREES, FOREST_KMER = 200, 4
-HELD = 0.2
-"""Share of the training part that the regularisation is chosen on."""
+FOLDS, MANY = 5, 2_000
+"""Of the cross-validation for a strength; of more examples than this one fold is enough, and long."""
 REACH = 6
 VARIABLE_GENES = 2_000
 COMPONENTS = 50
+MOST_DEVIATIONS = 10.0
 
 Values = npt.NDArray[Any]
 
@@ -180,13 +181,15 @@ def _forest(task: Task, seed: int, class_weight: Any) -> Any:
     return make_pipeline(Kmers(FOREST_KMER), TfidfTransformer(use_idf=False, norm="l1"), forest)
 
 
-def _principal(X: Any) -> tuple[Any, Any]:
+def _principal(X: Any) -> tuple[Any, ...]:
+    """As is usual for cells: genes scaled and clipped, then components."""
     most = min(COMPONENTS, X.n_obs - 1, X.n_vars)
-    return StandardScaler(), PCA(max(1, most), random_state=0)
+    clip = FunctionTransformer(np.clip, kw_args={"a_min": -MOST_DEVIATIONS, "a_max": MOST_DEVIATIONS})
+    return StandardScaler(), clip, PCA(max(1, most), random_state=0)
 
 
 def _linear(task: Task, seed: int, class_weight: Any = None, groups: Any = None) -> Any:
-    """Ridge or logistic regression; its strength is chosen on a part of the training examples held back."""
+    """Ridge or logistic regression; its strength is chosen by cross-validation in the training examples."""
     if task == "regression":
         return Tuned(Ridge(), "alpha", ALPHAS, "neg_mean_squared_error", seed, groups)
     logistic = LogisticRegression(max_iter=1000, class_weight=class_weight)
@@ -201,7 +204,7 @@ def likelihood(classifier: Any, X: Any, y: Any) -> float:
 
 
 class Tuned(BaseEstimator):
-    """An estimator with one parameter chosen among some on a fifth of the training examples (of `groups`)."""
+    """An estimator with one parameter chosen among some by cross-validation over examples, or `groups`."""
 
     def __init__(
         self,
@@ -238,28 +241,19 @@ class Tuned(BaseEstimator):
         """Of the chosen estimator."""
         return self.chosen_.predict_proba(X)
 
-    def _held_back(self, target: Values) -> Any:
-        parts = self._by_groups(target)
-        if parts is not None:
-            return [parts]
-        kinds = np.unique(target, return_counts=True)[1] if self.scoring is likelihood else np.array([0])
-        many = kinds.min() >= 2 and HELD * len(target) >= len(kinds)
-        splitter = StratifiedShuffleSplit if many else ShuffleSplit
-        if not many and self.scoring is likelihood:
-            return [(np.arange(len(target)),) * 2]  # too few of a class to hold any back: the weakest penalty
-        return splitter(1, test_size=HELD, random_state=self.seed)
-
-    def _by_groups(self, target: Values) -> Any:
-        """Whole groups are held back, if there are some, and every class is learnt from and held back."""
-        if self.groups is None or len(np.unique(self.groups)) < 1 / HELD:
-            return None
+    def _held_back(self, target: Values) -> list[tuple[Values, Values]]:
+        """Rows to learn from and to choose on."""
         classes = target if self.scoring is likelihood else None
-        parts = split(len(target), validation=HELD, stratify=classes, groups=self.groups, seed=self.seed)
-        if classes is not None and any(
-            len(np.unique(classes[of])) < len(np.unique(classes)) for of in (parts.train, parts.validation)
-        ):
-            return None
-        return parts.train, parts.validation
+        groups = self.groups if self.groups is not None and len(np.unique(self.groups)) >= FOLDS else None
+        parts = []
+        if len(target) >= FOLDS:
+            parts = list(folds(len(target), FOLDS, stratify=classes, groups=groups, seed=self.seed))
+        if len(target) > MANY:
+            parts = parts[:1]
+        if classes is not None:  # a class that was not learnt cannot be judged
+            parts = [(train, held[np.isin(classes[held], classes[train])]) for train, held in parts]
+            parts = [part for part in parts if len(np.unique(classes[part[0]])) > 1 and len(part[1])]
+        return parts or [(np.arange(len(target)),) * 2]  # too few to hold any back: the weakest penalty
 
 
 class Neighbourhood(BaseEstimator):
