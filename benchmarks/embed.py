@@ -230,12 +230,13 @@ def figures(found: Measured, bench: Bench, clock: str) -> Iterable[Figure]:
             yield Figure(task.name, found.threads, what, 100 * share, "%", wanted and 100 * wanted)
 
 
-def alone(task: Task, threads: int | None, work: Path) -> Iterable[Figure]:
+def alone(task: Task, threads: int | None, clock: str, work: Path) -> Iterable[Figure]:
     """Ours with many inputs, once."""
     program = task.programs[0]
     run = once(program, threads, work)
-    yield Figure(task.name, threads, f"{program.name}, {counted(task)}", run.seconds, "s", None)
-    yield Figure(task.name, threads, "tokens", task.tokens / run.seconds, "tokens/s", None)
+    seconds = run.seconds if clock == "wall" else run.cpu
+    yield Figure(task.name, threads, f"{program.name}, {counted(task)}", seconds, "s", None)
+    yield Figure(task.name, threads, "tokens", task.tokens / seconds, "tokens/s", None)
     yield Figure(task.name, threads, "peak memory", run.peak / 2**20, "MiB", None)
 
 
@@ -486,7 +487,7 @@ def main(
             results.figures += startup(peers, counts[0], rounds, clock, bench.work)
         for name in names if alone_count else ():
             task = TASKS[name].make(replace(bench, count=alone_count))
-            results.figures += [one for count in counts for one in alone(task, count, bench.work)]
+            results.figures += [one for count in counts for one in alone(task, count, clock, bench.work)]
         console.print(describe(about(), bench.hardware))
         results.print(console)
         results.write(output, bench, clock)

@@ -311,6 +311,35 @@ def won(lines: Sequence[Compared]) -> Iterator[str]:
             yield f"{model}, {mode}: better than {name} in {better}, worse in {worse} of {len(own)} tasks"
 
 
+def write_cards(lines: Sequence[Compared], plan: Plan) -> None:
+    """`scores.json` beside the weights of each model: what `ribozyme info` shows."""
+    size = "all rows" if plan.rows is None else f"at most {plan.rows} rows of each part"
+    for model in dict.fromkeys(one.model for one in lines):
+        own = [one for one in lines if one.model == model]
+        folder = resolve(plan.weights[model]).path
+        tasks = {
+            f"{one.task}, {one.mode}": {
+                "trained": {one.metric: round(float(np.mean(one.by_seed)), 3)},
+                "untrained": {one.metric: round(one.untrained, 3)},
+                f"best baseline ({one.best_name})": {one.metric: round(one.best, 3)},
+                "over untrained": _gain(one.over_untrained),
+                "over the baseline": _gain(one.over_best),
+            }
+            for one in own
+        }
+        content = {
+            "weights_sha256": digest(folder / "model.safetensors"),
+            "what": f"benchmarks/finetune.py, {size}; gains with 95 % intervals over groups of test rows",
+            "limits": "; ".join(won(own)),
+            "tasks": tasks,
+        }
+        (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _gain(score: Score) -> dict[str, float]:
+    return {name: round(getattr(score, name), 3) for name in ("value", "low", "high")}
+
+
 def to_do(
     names: Sequence[str], models: Sequence[str], modes: Sequence[str], seeds: int, plan: Plan
 ) -> Iterator[Training]:
@@ -338,7 +367,7 @@ def kept_in(folder: Path) -> dict[Training, Predictions]:
     return found
 
 
-def report(folder: Path, rows: int | None) -> None:
+def report(folder: Path, rows: int | None) -> list[Compared]:
     """Print the tables; write them as JSON, and in Markdown."""
     kept = kept_in(folder)
     combinations = dict.fromkeys((one.task, one.model, one.mode) for one in kept if one.mode != "baseline")
@@ -358,6 +387,7 @@ def report(folder: Path, rows: int | None) -> None:
     content = {**about, "lines": [_line(one) for one in lines]}
     (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(lines) + "\n" + "".join(f"- {line}\n" for line in won(lines)))
+    return lines
 
 
 def _line(one: Compared) -> dict[str, Any]:
@@ -375,6 +405,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="runs of each")] = 3,
     rows: Annotated[int | None, typer.Option(help="of each part at most")] = None,
     show: Annotated[bool, typer.Option("--show", help="train nothing")] = False,
+    cards: Annotated[bool, typer.Option("--cards", help="write the scores beside the weights")] = False,
 ) -> None:
     """Fine-tune the embedded models on the tables of RIBOZYME_DATA; print a table, write JSON."""
     warnings.simplefilter("ignore", InputWarning)
@@ -390,7 +421,9 @@ def main(
             found = plan.run(one)
             found.write(output / one.file)
             print(f"{one.file.removesuffix('.npz')}: {found.seconds:.0f} s", flush=True)
-    report(output, rows)
+    lines = report(output, rows)
+    if cards:
+        write_cards([one for one in lines if one.model in weights], plan)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,7 +46,10 @@ def made(finetune, true, predicted, groups=None, classes=()):
 def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RIBOZYME_DATA", str(tmp_path))
     folder = tmp_path / "out"
-    how = {"only": "kozak", "models": "rnafm-mini", "modes": "frozen", "rows": None, "show": False}
+    weights = tmp_path / "weights"
+    shutil.copytree(finetune.resolve("rnafm-mini").path, weights)
+    how = {"only": "kozak", "models": f"rnafm-mini={weights}", "modes": "frozen", "rows": None, "show": False}
+    how["cards"] = True
     finetune.main(folder, **how, seeds=2)
     said = capsys.readouterr().out
     kept = sorted(path.name for path in folder.glob("*.npz"))
@@ -60,6 +64,12 @@ def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypat
         np.testing.assert_array_equal(found["true"], table["efficiency"][40:])
         expected = spearmanr(found["true"], found["predicted"]).statistic
     assert line["by_seed"][1] == pytest.approx(expected)
+
+    card = json.loads((weights / "scores.json").read_text())
+    assert card["weights_sha256"] == finetune.digest(weights / "model.safetensors")
+    assert card["tasks"]["kozak, frozen"]["trained"]["spearman"] == pytest.approx(
+        np.mean(line["by_seed"]), abs=1e-3
+    )
 
     monkeypatch.setattr(finetune.Plan, "run", lambda self, one: pytest.fail(f"{one} was trained again"))
     finetune.main(folder, **how, seeds=2)
