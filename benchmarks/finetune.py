@@ -295,6 +295,8 @@ def markdown(lines: Sequence[Compared]) -> str:
 
 def _signed(score: Score) -> str:
     """With a star where the interval does not hold 0."""
+    if np.isnan(score.low):
+        return f"{score.value:+.3f}"
     star = "*" if score.low > 0 or score.high < 0 else ""
     return f"{score.value:+.3f}{star} [{score.low:+.3f}, {score.high:+.3f}]"
 
@@ -337,7 +339,8 @@ def write_cards(lines: Sequence[Compared], plan: Plan) -> None:
 
 
 def _gain(score: Score) -> dict[str, float]:
-    return {name: round(getattr(score, name), 3) for name in ("value", "low", "high")}
+    known = {name: getattr(score, name) for name in ("value", "low", "high")}
+    return {name: round(value, 3) for name, value in known.items() if not np.isnan(value)}
 
 
 def to_do(

@@ -32,6 +32,13 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.7 < held / 200 < 0.88
 
 
+def test_one_group_gives_no_interval():
+    found = bootstrap(mean, [1.0, 2.0, 6.0], groups=["a", "a", "a"])
+    assert (found.value, found.n) == (3.0, 3)
+    assert np.isnan([found.low, found.high]).all()
+    assert "one group" in found.reason
+
+
 def test_groups_that_agree_widen_the_interval():
     x = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
     groups = np.repeat(np.arange(20), 10)

@@ -102,6 +102,8 @@ def bootstrap(
         value = float(statistic(*data))
     except UndefinedError as error:
         return Score(math.nan, n=count, reason=str(error))
+    if groups is not None and len(np.unique(np.asarray(groups))) < 2:
+        return Score(value, n=count, reason="one group says nothing of the spread")
     draw = _drawer(count, groups, np.random.default_rng(seed))
     drawn = np.array([_or_nan(statistic, data, draw()) for _ in range(resamples)])
     drawn = drawn[~np.isnan(drawn)]
