@@ -84,7 +84,7 @@ def test_info_describes_every_small_model(run, name):
 def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
     out = run("info", "scgpt-mini")[1]
     assert "trained on" in out
-    assert "untrained: nearest_5" in out
+    assert "over untrained: value" in out
     assert "limits" in out
     from ribozyme import hub
 
@@ -95,7 +95,7 @@ def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_folder_in_package", lambda model: folder)
     out = run("info", "scgpt-mini")[1]
     assert "measured with other weights" in out
-    assert "nearest_5" not in out
+    assert "over untrained" not in out
     (folder / "scores.json").unlink()
     assert "measured" not in run("info", "scgpt-mini")[1]
 
