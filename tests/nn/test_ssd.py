@@ -81,6 +81,18 @@ def test_any_length_in_float32(length, step, seed):
     assert_close(last.double() / scale, expected_last / scale, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("forgets", [0.01, 0.3, 1.0, 1.8, 5.0, 50.0])
+@torch.no_grad()
+def test_what_is_forgotten_in_a_chunk_costs_no_digits(forgets):
+    """Sums of up to 64 `forgets` are taken from each other; in float32 that would lose ten times as much."""
+    x, dt, _, B, C, _ = (one.float() for one in random_inputs([300]))
+    sequence = x, dt * (forgets / dt.mean()), torch.full((HEADS,), -1.0), B, C
+    y, last = ssd(*sequence, Chunks.of([300]))
+    exact, exact_last = ssd_reference(*(one.double() for one in sequence), cumulative([300]))
+    for ours, theirs in ((y, exact), (last, exact_last)):
+        assert (ours.double() - theirs).abs().max() < 4e-7 * theirs.abs().max()
+
+
 def test_decays_that_overflow_a_factor_are_exact():
     inputs, cu = random_inputs([200, 130], 2, FAST), cumulative([200, 130])
     rates = (inputs[1] * inputs[2]).abs()[:64].sum(0)

@@ -266,26 +266,28 @@ def _scan(
     if block.padding is not None:
         dt = dt.masked_fill(block.padding, 0)  # no decay and no input: the state stays as it is
     B, C = (one.transpose(1, 2).flatten(0, 1) for one in (B, C))  # (R G, Q, N)
-    s = (dt * A).cumsum(1)  # (R, Q, H)
+    s = (dt * A).double().cumsum(1)  # (R, Q, H); in float32 a difference of two sums would lose digits
     end = s[:, -1]
     fast = end < -SEPARABLE  # (R, H)
 
     r = (end / -2).clamp(max=SEPARABLE / 2)  # (R, H)
-    of_y = (s + r[:, None]).clamp(min=-SEPARABLE / 2)  # for fast heads alone: tiny numbers cost much time
-    of_u = (end[:, None] + r[:, None] - s).clamp(min=-SEPARABLE / 2)
-    u = _by_group(x * (dt * of_u.exp())[..., None], groups)  # (R G, Q, K P)
-    factor = _per_channel(torch.exp(-r), groups, dim)
+    of_y, of_u = (  # bounds for fast heads alone: tiny numbers cost much time
+        one.clamp(min=-SEPARABLE / 2).exp().to(x.dtype)[..., None]
+        for one in (s + r[:, None], end[:, None] + r[:, None] - s)
+    )
+    u = _by_group(x * (dt[..., None] * of_u), groups)  # (R G, Q, K P)
+    factor = _per_channel(torch.exp(-r).to(x.dtype), groups, dim)
     state = None if state is None else state.flatten(0, 1)
     y, last = _carry(state, B, C, u, factor, [count * groups for count in block.steps], go_on)
     products = torch.bmm(C, B.mT).tril_()  # (R G, Q, Q), shared by the heads of a group
     chunk, head = fast.nonzero(as_tuple=True)
     from_before = _by_head(y, rows, dim)[chunk, :, head] if len(chunk) else None
     y = _by_head(y.baddbmm_(products, u), rows, dim)
-    y = y.mul_(of_y.exp()[..., None])  # (R, Q, H, P)
+    y = y.mul_(of_y)  # (R, Q, H, P)
     if from_before is not None:
         shared = products.unflatten(0, (rows, groups))[chunk, head // (heads // groups)]
         within = _within(shared, s[chunk, :, head], dt[chunk, :, head], x[chunk, :, head])
-        y[chunk, :, head] = torch.addcmul(within, from_before, of_y[chunk, :, head].exp()[..., None])
+        y[chunk, :, head] = torch.addcmul(within, from_before, of_y[chunk, :, head])
     return y.flatten(0, 1), None if last is None else last.unflatten(0, (-1, groups))
 
 
@@ -294,7 +296,8 @@ def _within(products: Tensor, s: Tensor, dt: Tensor, x: Tensor) -> Tensor:
 
     products : (h, Q, Q); s, dt : (h, Q); x : (h, Q, P)
     """
-    decay = (s[:, :, None] - s[:, None, :]).clamp(-SEPARABLE / 2, 0).exp()  # `products` is 0 where j > i
+    exponents = (s[:, :, None] - s[:, None, :]).to(x.dtype)
+    decay = exponents.clamp(-SEPARABLE / 2, 0).exp()  # `products` is 0 where j > i
     return torch.bmm(products * decay, dt[..., None] * x)
 
 
