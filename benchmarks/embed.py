@@ -54,6 +54,10 @@ class Run:
     cpu: float
     peak: int
 
+    def by(self, clock: str) -> float:
+        """Seconds of the `wall` clock, or of the processor."""
+        return self.seconds if clock == "wall" else self.cpu
+
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
@@ -162,7 +166,7 @@ class Measured:
     versions: dict[str, dict[str, str]]
 
     def times(self, name: str, clock: str) -> list[float]:
-        return [run.seconds if clock == "wall" else run.cpu for run in self.runs[name]]
+        return [run.by(clock) for run in self.runs[name]]
 
 
 def measure(task: Task, threads: int | None, rounds: int, work: Path, console: Console) -> Measured:
@@ -234,7 +238,7 @@ def alone(task: Task, threads: int | None, clock: str, work: Path) -> Iterable[F
     """Ours with many inputs, once."""
     program = task.programs[0]
     run = once(program, threads, work)
-    seconds = run.seconds if clock == "wall" else run.cpu
+    seconds = run.by(clock)
     yield Figure(task.name, threads, f"{program.name}, {counted(task)}", seconds, "s", None)
     yield Figure(task.name, threads, "tokens", task.tokens / seconds, "tokens/s", None)
     yield Figure(task.name, threads, "peak memory", run.peak / 2**20, "MiB", None)
@@ -277,7 +281,7 @@ def startup(peers: str | None, threads: int, rounds: int, clock: str, work: Path
             runs.append(timed(command, threads))
     for name, runs in taken.items():
         target = STARTUP_SECONDS if name.startswith("ribozyme") else None
-        seconds = median(run.seconds if clock == "wall" else run.cpu for run in runs[1:])
+        seconds = median(run.by(clock) for run in runs[1:])
         yield Figure("startup", threads, name, seconds, "s", target, at_least=False)
 
 

@@ -360,19 +360,21 @@ def to_do(
                         yield Training(name, model, mode, untrained, seed)
 
 
-def kept_in(folder: Path) -> dict[Training, Predictions]:
-    """All predictions of a folder."""
+def kept_in(folder: Path, plan: Plan) -> dict[Training, Predictions]:
+    """The predictions of a folder that are of this plan: its models, their weights, its rows."""
     found = {}
     for path in sorted(folder.glob("*.npz")):
         task, model, kind, seed = path.name.removesuffix(".npz").split(".")
         mode = kind.removesuffix("-untrained")
-        found[Training(task, model, mode, kind != mode, int(seed))] = Predictions.read(path)
+        one, of = Training(task, model, mode, kind != mode, int(seed)), Predictions.read(path)
+        if (mode == "baseline" or model in plan.weights) and of.about == plan.about(one):
+            found[one] = of
     return found
 
 
-def report(folder: Path, rows: int | None) -> list[Compared]:
+def report(folder: Path, plan: Plan) -> list[Compared]:
     """Print the tables; write them as JSON, and in Markdown."""
-    kept = kept_in(folder)
+    kept = kept_in(folder, plan)
     combinations = dict.fromkeys((one.task, one.model, one.mode) for one in kept if one.mode != "baseline")
     order = list(TASKS)
     found = [
@@ -386,7 +388,7 @@ def report(folder: Path, rows: int | None) -> list[Compared]:
     for name in dict.fromkeys(one.task for one in lines):
         if TASKS[name].published:
             console.print(f"{name}: others report {TASKS[name].published}", highlight=False)
-    about = {"machine": machine(), "rows": rows, "modes": MODES, "ribozyme": rz.__version__}
+    about = {"machine": machine(), "rows": plan.rows, "modes": MODES, "ribozyme": rz.__version__}
     content = {**about, "lines": [_line(one) for one in lines]}
     (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(lines) + "\n" + "".join(f"- {line}\n" for line in won(lines)))
@@ -424,9 +426,9 @@ def main(
             found = plan.run(one)
             found.write(output / one.file)
             print(f"{one.file.removesuffix('.npz')}: {found.seconds:.0f} s", flush=True)
-    lines = report(output, rows)
+    lines = report(output, plan)
     if cards:
-        write_cards([one for one in lines if one.model in weights], plan)
+        write_cards(lines, plan)
 
 
 if __name__ == "__main__":

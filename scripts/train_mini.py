@@ -66,7 +66,7 @@ def rnafm_mini(device: torch.device) -> Mini:
     return Mini(
         model=model,
         corpus=corpus,
-        components=kmer_components(parts(model, corpus, recipe)[0], tokenizer.letters, config.dim),
+        components=kmers_of(model, corpus, recipe),
         stages=(recipe,),
         about="ncRNA corpus (Rfam, SILVA, GtRNAdb, Eterna and others), 8.1 Mnt",
         objective="masked letters, nats, + squared error of a sequence's principal components of k-mers",
@@ -115,7 +115,7 @@ def helix_mrna_mini(device: torch.device) -> Mini:
     return Mini(
         model=model,
         corpus=corpus,
-        components=kmer_components(parts(model, corpus, recipe)[0], model.tokenizer.letters, config.dim),
+        components=kmers_of(model, corpus, recipe),
         stages=(recipe,),
         about="mRNA corpus (CDS, UTR, full mRNAs), 38 Mnt",
         objective="next letter, nats (E weighs 0.2), + squared error of components of k-mers and codons",
@@ -166,6 +166,11 @@ def scgpt_mini(device: torch.device) -> Mini:
         about="12,780 human cells of public data sets without a non-commercial term, 12,000 genes",
         objective="squared error of hidden bins (in units of all bins) + of a cell's principal components",
     )
+
+
+def kmers_of(model: Any, corpus: Any, recipe: Recipe) -> KmerComponents:
+    """As many components as the network is wide, of the part of the corpus that is trained on."""
+    return kmer_components(parts(model, corpus, recipe)[0], model.tokenizer.letters, model.config.dim)
 
 
 def unlike(table: pd.DataFrame, examples: pd.Series, k: int = 30) -> pd.DataFrame:

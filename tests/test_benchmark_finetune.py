@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,10 @@ def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypat
     assert card["tasks"]["kozak, frozen"]["trained"]["spearman"] == pytest.approx(
         np.mean(line["by_seed"]), abs=1e-3
     )
+
+    plan = finetune.Plan(tmp_path, None, {"rnafm-mini": str(weights)})
+    assert len(finetune.kept_in(folder, plan)) == 7
+    assert not finetune.kept_in(folder, replace(plan, rows=25))
 
     monkeypatch.setattr(finetune.Plan, "run", lambda self, one: pytest.fail(f"{one} was trained again"))
     finetune.main(folder, **how, seeds=2)

@@ -223,7 +223,8 @@ def test_predict_reads_the_column_of_the_training(run, frame, rna, tmp_path):
     named = ("--sequence-column", "utr")
     assert run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *how, *named)[0] == 0
     (tmp_path / "new.fa").write_text(">s0\n" + frame["sequence"][0] + "\n")
-    for new, options in (("t.csv", ()), ("t.csv", named), ("new.fa", ())):
+    renamed.to_csv(tmp_path / "t.csv.xz", index=False)
+    for new, options in (("t.csv", ()), ("t.csv", named), ("t.csv.xz", ()), ("new.fa", ())):
         status, _, err = run("predict", tmp_path / "run", tmp_path / new, "-o", tmp_path / "p.csv", *options)
         assert status == 0, err
         assert pd.read_csv(tmp_path / "p.csv")["share"][0] == pytest.approx(

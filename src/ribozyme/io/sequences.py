@@ -34,7 +34,8 @@ BATCH_ROWS = 256
 
 FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
 FASTQ = (".fq", ".fastq")
-SUFFIXES = (*FASTA, *FASTQ, ".csv", ".tsv", ".parquet", ".txt")
+TABLES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (*FASTA, *FASTQ, *TABLES, ".txt")
 
 _NOT_A_LETTER = re.compile(r"[^A-Za-z\-.*?|<>]")
 _MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>"})
@@ -209,14 +210,24 @@ def choose_columns(
 # ------------------------------------------------------------------------------------------------ files
 
 
+def is_table(source: str | os.PathLike[str]) -> bool:
+    """Whether the name of a file says that its sequences are in a column."""
+    return _suffix(Path(source)) in TABLES
+
+
+def _suffix(path: Path) -> str:
+    """What says how to read it: the suffix before that of a compression."""
+    return path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
 def _from_path(source: str | os.PathLike[str], sequence_column: str | None, id_column: str | None) -> Source:
     name = os.fspath(source)
     if name == "-":
         return "standard input", _from_stdin(), "record"
     path = Path(name)
     _check_file(path, name)
-    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
-    if suffix in {".csv", ".tsv", ".parquet"}:
+    suffix = _suffix(path)
+    if suffix in TABLES:
         read = _from_parquet if suffix == ".parquet" else _from_csv
         return name, read(path, sequence_column, id_column), "row"
     if sequence_column is not None or id_column is not None:

@@ -60,11 +60,10 @@ class _CausalConv(torch.autograd.Function):
         dx = dy * taps[0]
         dtaps = [(dy * x).sum(0)]
         own, starts = dy.clone(), cu_seqlens[:-1].long()
-        for k in range(1, min(len(taps), len(x))):
+        for k in range(1, len(taps)):
             dx[:-k].addcmul_(dy[k:], taps[k])
             own[(starts + k - 1).clamp(max=len(x) - 1)] = 0  # tokens t and t-k are of two sequences
             dtaps.append((own[k:] * x[:-k]).sum(0))
-        dtaps += [torch.zeros_like(dtaps[0])] * (len(taps) - len(dtaps))
         rows, first, last = _edges(cu_seqlens, len(taps) - 1, at_start=False)
         dx[rows] = _windows(dy, taps, rows, 1, first, last)
         return dx, torch.stack(dtaps).flip(0).T, dy.sum(0), None

@@ -88,11 +88,12 @@ def _codes(letters: Sequence[str]) -> npt.NDArray[np.uint8]:
 
 def _counts(sequences: Iterable[Ids], codes: npt.NDArray[np.uint8]) -> list[Any]:
     """Tables: (n, 5460) of the k-mers, which pass over marks; with marks (n, 64) of the codons behind."""
-    kmers, codons = [], []
-    for ids in sequences:
-        found = codes[ids]
-        marked = found == SKIPPED
-        letters = np.append(found, [OTHER] * 3)
-        kmers.append(kmer_counts(found[~marked]))
-        codons.append(word_counts(letters[np.flatnonzero(marked)[:, None] + (1, 2, 3)]))
-    return [table_of(kmers)] + ([table_of(codons)] if SKIPPED in codes else [])
+    found = [codes[ids] for ids in sequences]
+    kmers = table_of(kmer_counts(one[one != SKIPPED]) for one in found)
+    return [kmers, table_of(map(_codons, found))] if SKIPPED in codes else [kmers]
+
+
+def _codons(letters: npt.NDArray[np.uint8]) -> Ids:
+    """(64,) how often each stands behind a mark."""
+    places = np.flatnonzero(letters == SKIPPED)[:, None] + np.arange(1, 4)
+    return word_counts(np.append(letters, [OTHER] * 3)[places])
