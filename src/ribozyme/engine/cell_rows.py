@@ -1,6 +1,5 @@
 """From the tokens of cells to rows: one a cell, or one a gene in the context of cells."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribozyme.engine.cell_settings import Settings
-from ribozyme.engine.parts import Budget, Prepared, in_batches
+from ribozyme.engine.parts import Budget, Prepared, budgeted, in_batches
 from ribozyme.packing import Packed, pool
 from ribozyme.pp.tokens import Tokens
 from ribozyme.report import Report
@@ -55,17 +54,16 @@ def gene_rows(
     sums = torch.zeros(len(genes), module.config.dim, dtype=torch.float64, device=device)
     counts = torch.zeros(len(genes), dtype=torch.float64, device=device)
 
-    def add(batch: Packed) -> None:
-        rows = module.encode(batch, layer=how.layer)
-        gene = _is_gene(batch)
-        where = place_of[batch.ids[gene]]
-        sums.index_add_(0, where, rows[gene].double())
-        counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
+    def found(batch: Packed) -> tuple[Tensor, Tensor]:
+        rows, gene = module.encode(batch, layer=how.layer), _is_gene(batch)
+        return place_of[batch.ids[gene]], rows[gene]
 
-    budget = Budget(how.batch_tokens)
-    for part in parts:
-        deque(_batches(part.inputs, device, budget, add), maxlen=0)
-        report.merge(part.report)
+    with budgeted(how.batch_tokens, device) as budget:
+        for part in parts:
+            for _, (where, rows) in _batches(part.inputs, device, budget, found):
+                sums.index_add_(0, where, rows.double())
+                counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
+            report.merge(part.report)
     seen = (counts > 0).cpu().numpy()
     return genes[seen], (sums / counts[:, None]).float().cpu().numpy()[seen]
 

@@ -8,7 +8,6 @@ from ribozyme.pp.tokens import Reading
 
 CellPooling = Literal["cls", "mean", "max"]
 POOLINGS: tuple[CellPooling, ...] = ("cls", "mean", "max")
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
 
 @dataclass(frozen=True, slots=True)

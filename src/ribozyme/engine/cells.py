@@ -20,7 +20,8 @@ from torch import nn
 
 from ribozyme.engine.cell_parts import match_cells
 from ribozyme.engine.cell_rows import cell_rows, gene_rows
-from ribozyme.engine.cell_settings import BATCH_TOKENS, Settings, choose_pooling
+from ribozyme.engine.cell_settings import Settings, choose_pooling
+from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.family import depth, formats_of
 from ribozyme.engine.parts import (
     Budget,
@@ -191,8 +192,7 @@ class CellModel:
         strict: bool = False,
     ) -> Settings:
         """The arguments of `embed`, checked, with what is decided by the model and the device."""
-        default = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
-        budget = default if batch_tokens is None else batch_tokens
+        budget = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         if budget < 1:
             raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
         reading = self._reading(max_length, select, ties, seed)
@@ -214,10 +214,8 @@ class CellModel:
 
     def compute(self, prepared: Prepared, how: Settings, budget: Budget) -> Part:
         """The embeddings of what `prepare` gave; `budget` learns what fits into memory."""
-        before = budget.halved
         rows = cell_rows(self.module, self.device, prepared.inputs, how, budget)
-        if budget.halved > before:
-            budget.note(prepared.report, before)
+        budget.note(prepared.report)
         return Part(prepared.start, prepared.end, prepared.names, rows, prepared.rejected, prepared.report)
 
     def tokens(

@@ -30,10 +30,11 @@ import torch
 from ribozyme.engine.device import choose_device
 from ribozyme.engine.load import load
 from ribozyme.engine.parts import Budget, Part, Prepared
+from ribozyme.engine.threads import batch_threads
 from ribozyme.errors import ConfigError, DeviceError, MissingExtraError, RibozymeError
 
 CORES = 4
-"""Cores of a CPU worker at most: batches are too small for more."""
+"""Cores of a CPU worker at most: a part has too few batches for more."""
 IN_HAND, AHEAD = 2, 4
 """Parts that a worker has, one of them waiting; parts a worker that may be ahead of what is written."""
 RETRIES, RESTARTS = 3, 20
@@ -67,9 +68,11 @@ class Worker:
                 f"a worker has ribozyme {here}, the job was started with {self.version}",
                 hint="install one version on all machines of the cluster",
             )
-        torch.set_num_threads(self.threads)
         model = ray.get(shared[0])
-        model.module.to(choose_device(str(model.device)))
+        device = choose_device(str(model.device))
+        model.module.to(device)
+        torch.set_num_threads(self.threads)
+        self.budget.threads = batch_threads(device)
         self.model = model
 
     def compute(self, shared: list[Any], prepared: Prepared) -> Part:

@@ -5,7 +5,7 @@ import torch
 from ribozyme.errors import ConfigError, DeviceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BATCH_TOKENS = {"cpu": 1_536, "cuda": 32_768}
+BATCH_TOKENS = {"cpu": 1_536, "cuda": 65_536}
 """Tokens of a batch. On a CPU the widest rows, RNA-FM's of 5,120 numbers, stay below 32 MB: larger blocks
 glibc gives back to the system each time, and gets anew page by page. On a GPU fewer tokens leave it idle."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ribozyme.engine.device import batch_tokens
 from ribozyme.engine.embed import Array, Ids, Piece
-from ribozyme.engine.parts import PART, Budget
+from ribozyme.engine.parts import PART, Budget, budgeted
 from ribozyme.engine.questions import Network
 from ribozyme.packing import Packed
 
@@ -28,11 +28,11 @@ class Filled:
 
 def fill_masks(network: Network, piece: Piece, top: int) -> list[Filled]:
     """The `top` likeliest letters at each `<mask>` of a sequence."""
-    letters, budget = network.tokenizer.letters, Budget(batch_tokens(network.device))
+    letters = network.tokenizer.letters
     # codons with N were never trained: their rows are noise in the folders that have them
     real = np.array([k for k, x in enumerate(letters) if x[:1] != "<" and not (len(x) == 3 and "N" in x)])
     to_probabilities = network.per_letter(lambda rows: network.module.logits(rows).float().softmax(-1))
-    [probabilities] = network.run([piece], to_probabilities, budget)
+    [probabilities] = network.run([piece], to_probabilities, Budget(batch_tokens(network.device)))
     masked = np.flatnonzero(piece.ids == network.tokenizer.mask_id)
     return [_ranked(int(p), probabilities[p], letters, real, top) for p in masked]
 
@@ -43,14 +43,15 @@ def masked_score(network: Network, piece: Piece) -> float:
     assert network.tokenizer.mask_id is not None  # a masked model has one
     per_group = max(1, PART * batch_tokens(network.device) // length)
     total = 0.0
-    for start in range(0, length, per_group):
-        places = np.arange(start, min(start + per_group, length))
-        masked = [np.where(np.arange(length) == p, network.tokenizer.mask_id, piece.ids) for p in places]
-        total += _group(network, masked, places, piece.ids)
+    with budgeted(batch_tokens(network.device), network.device) as budget:
+        for start in range(0, length, per_group):
+            places = np.arange(start, min(start + per_group, length))
+            masked = [np.where(np.arange(length) == p, network.tokenizer.mask_id, piece.ids) for p in places]
+            total += _group(network, masked, places, piece.ids, budget)
     return total
 
 
-def _group(network: Network, masked: list[Ids], places: Ids, true: Ids) -> float:
+def _group(network: Network, masked: list[Ids], places: Ids, true: Ids, budget: Budget) -> float:
     """Log-likelihood of the true letters at `places`, one masked copy of the sequence a place."""
     place_of = {ids.tobytes(): int(p) for ids, p in zip(masked, places)}
 
@@ -61,7 +62,7 @@ def _group(network: Network, masked: list[Ids], places: Ids, true: Ids) -> float
         chosen = torch.stack([row[p] for row, p in zip(rows, spots)])
         return network.module.logits(chosen).float().log_softmax(-1)
 
-    logs = network.run([Piece(ids) for ids in masked], compute, Budget(batch_tokens(network.device)))
+    logs = network.run([Piece(ids) for ids in masked], compute, budget)
     return float(sum(row[true[p]] for row, p in zip(logs, places)))
 
 

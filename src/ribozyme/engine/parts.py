@@ -6,18 +6,27 @@ where a part begins computes the same batches and gives the same bits, on this m
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from ribozyme.engine.threads import BatchThreads, batch_threads
 from ribozyme.errors import ConfigError, DeviceError
 from ribozyme.packing import plan
 from ribozyme.report import Rejected, Report
 
 PART = 8
 """Batches of a part: enough to fill them well, few enough that the part in hand is soon done after Ctrl-C."""
+IN_HAND = 2
+"""Parts at once where batches run side by side, so that no thread waits for the last batch of a part."""
+
+LONG = 2_000
+"""Tokens of an input at which attention costs about as much as all the rest."""
 
 OnError = Literal["fail", "skip"]
 ON_ERROR: tuple[OnError, ...] = ("fail", "skip")
@@ -74,10 +83,30 @@ def prefetch(items: Iterable[T], ahead: int = 1) -> Generator[T, None, None]:
 
 
 def computed(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Part, None, None]:
-    """`model.compute` of each of `prepared`, in order."""
-    budget = Budget(how.batch_tokens)
-    for one in prepared:
-        yield model.compute(one, how, budget)
+    """`model.compute` of each of `prepared`, in order; the batches of two parts share the threads."""
+    with ThreadPoolExecutor(IN_HAND, "part") as hands, budgeted(how.batch_tokens, model.device) as budget:
+        coming, errors = deque[Future[Part]](), list[Exception]()
+        source = _until_error(prepared, errors)
+        begin = list(islice(source, 1 if budget.threads is None else IN_HAND))
+        alone = len(begin) < IN_HAND
+        for one in chain(begin, source):
+            if alone:
+                yield model.compute(one, how, budget)
+                continue
+            coming.append(hands.submit(model.compute, one, how, budget))
+            if len(coming) == IN_HAND:
+                yield coming.popleft().result()
+        yield from (part.result() for part in coming)
+        for error in errors:
+            raise error
+
+
+def _until_error(items: Iterable[T], errors: list[Exception]) -> Iterator[T]:
+    """The items; an error in their making is put aside, so that what came before it is not lost."""
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)
 
 
 def one_by_one(parts: Iterable[Part]) -> Iterator[tuple[str, Any]]:
@@ -91,15 +120,43 @@ def one_by_one(parts: Iterable[Part]) -> Iterator[tuple[str, Any]]:
 
 @dataclass(slots=True)
 class Budget:
-    """Tokens of a batch; halved when memory does not suffice, which `halved` counts."""
+    """Tokens of a batch; halved when memory does not suffice, which `halved` counts.
+
+    threads : for batches side by side; without them they are computed one after the other
+    noted : how many of the halvings are in a report
+    """
 
     tokens: int
+    threads: BatchThreads | None = None
     halved: int = 0
+    noted: int = 0
 
-    def note(self, report: Report, before: int) -> None:
-        """Count in `report` the halvings after the first `before`."""
-        kind = "times memory did not suffice and the tokens of a batch were halved"
-        report.note(kind, f"batches of {self.tokens:,} from then on", self.halved - before)
+    def map(self, function: Callable[[Any], T], items: Sequence[Any], costs: Sequence[float]) -> Iterator[T]:
+        """`function` of each, in order."""
+        return map(function, items) if self.threads is None else self.threads.map(function, items, costs)
+
+    def halve(self, tokens: int) -> None:
+        """After a batch of `tokens` that memory did not suffice for."""
+        if self.tokens > (half := max(1, tokens // 2)):  # else another part has done so
+            self.tokens, self.halved = half, self.halved + 1
+
+    def note(self, report: Report) -> None:
+        """Count new halvings in `report`."""
+        new, self.noted = self.halved - self.noted, self.halved
+        if new:
+            kind = "times memory did not suffice and the tokens of a batch were halved"
+            report.note(kind, f"batches of {self.tokens:,} from then on", new)
+
+
+@contextmanager
+def budgeted(tokens: int, device: torch.device) -> Iterator[Budget]:
+    """A budget with threads, where the device has several; batches that wait at the end are dropped."""
+    threads = batch_threads(device)
+    try:
+        yield Budget(tokens, threads)
+    finally:
+        if threads is not None:
+            threads.close()
 
 
 def in_batches(
@@ -111,23 +168,26 @@ def in_batches(
     ------
     DeviceError : a single input does not fit into memory.
     """
-    waiting = plan(lengths, budget.tokens)
-    while waiting:
-        result = _unless_out_of_memory(compute, waiting[0])
-        if result is not _END:
-            yield waiting.pop(0), result
-            continue
-        if len(waiting[0]) == 1:
+    rest = list(range(len(lengths)))
+    while rest:
+        groups = [[rest[k] for k in group] for group in plan([lengths[k] for k in rest], budget.tokens)]
+        costs = [sum(lengths[k] * (lengths[k] + LONG) for k in group) for group in groups]
+        for done, result in enumerate(budget.map(partial(_unless_out_of_memory, compute), groups, costs)):
+            if result is _END:
+                break
+            yield groups[done], result
+        else:
+            return
+        if len(groups[done]) == 1:
             raise DeviceError(
-                f"memory does not suffice for one input of {lengths[waiting[0][0]]:,} tokens",
+                f"memory does not suffice for one input of {lengths[groups[done][0]]:,} tokens",
                 hint="read it in windows (overlong, max_length), or use a machine with more memory",
             )
-        budget.tokens = max(1, min(budget.tokens, sum(lengths[k] for k in waiting[0])) // 2)
-        budget.halved += 1
-        rest = [k for group in waiting for k in group]
-        waiting = [[rest[k] for k in group] for group in plan([lengths[k] for k in rest], budget.tokens)]
+        budget.halve(sum(lengths[k] for k in groups[done]))
+        rest = [k for group in groups[done:] for k in group]
 
 
+@torch.inference_mode()
 def _unless_out_of_memory(compute: Callable[[list[int]], Any], group: list[int]) -> Any:
     try:
         return compute(group)

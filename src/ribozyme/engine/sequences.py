@@ -14,7 +14,16 @@ from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.embed import OVERLONG, Array, Cutter, Overlong, Piece, Tokenizer
 from ribozyme.engine.family import depth, formats_of
 from ribozyme.engine.masked import Filled, fill_masks, masked_score
-from ribozyme.engine.parts import Budget, OnError, Part, Prepared, computed, one_by_one, prefetch
+from ribozyme.engine.parts import (
+    Budget,
+    OnError,
+    Part,
+    Prepared,
+    budgeted,
+    computed,
+    one_by_one,
+    prefetch,
+)
 from ribozyme.engine.questions import Network, Question, embedding, letters, next_letters
 from ribozyme.engine.sequence_parts import Reader, Settings
 from ribozyme.errors import ConfigError
@@ -241,8 +250,8 @@ class SequenceModel:
     ) -> Iterator[Array]:
         """The answer for every input, in order."""
         how = self.settings(overlong=overlong, strict=strict)
-        budget, report = Budget(how.batch_tokens), Report()
-        with closing(prefetch(self.prepare(sequences, how))) as ready:
+        report, ready = Report(), prefetch(self.prepare(sequences, how))
+        with closing(ready), budgeted(how.batch_tokens, self.device) as budget:
             for prepared in ready:
                 yield from self._answers(prepared, question, budget)
                 report.merge(prepared.report)
@@ -250,7 +259,6 @@ class SequenceModel:
 
     def _answers(self, prepared: Prepared, question: Question, budget: Budget) -> list[Array]:
         """One answer an input of a part."""
-        before = budget.halved
         fits = [pieces[0] for pieces in prepared.inputs if len(pieces) == 1]
         ready = iter(self._network.run(fits, question.single, budget))
         answers = [
@@ -259,6 +267,5 @@ class SequenceModel:
             else question.whole(pieces, self._network.run(pieces, question.windowed, budget))
             for pieces in prepared.inputs
         ]
-        if budget.halved > before:
-            budget.note(prepared.report, before)
+        budget.note(prepared.report)
         return answers
