@@ -491,7 +491,10 @@ def main(
             results.figures += startup(peers, counts[0], rounds, clock, bench.work)
         for name in names if alone_count else ():
             task = TASKS[name].make(replace(bench, count=alone_count))
-            results.figures += [one for count in counts for one in alone(task, count, clock, bench.work)]
+            for count in counts:
+                results.figures += (found := list(alone(task, count, clock, bench.work)))
+                print_figures(found, console)
+                results.write(output, bench, clock)
         console.print(describe(about(), bench.hardware))
         results.print(console)
         results.write(output, bench, clock)

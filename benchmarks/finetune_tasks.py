@@ -11,6 +11,8 @@ from ribozyme.io.cells import read_cells
 from ribozyme.pp.codons import mark_codons
 
 METRICS = {"regression": "spearman", "classification": "accuracy", "token": "r2"}
+MOST_TEST = 2_000
+"""Test rows at most: enough for intervals that are narrower than what matters."""
 OPENVACCINE = ("reactivity", "deg_Mg_pH10", "deg_Mg_50C")
 
 
@@ -99,7 +101,11 @@ class Part:
 
 
 def read(task: Task, folder: Path, rows: int | None, model: str) -> dict[str, Part]:
-    """The parts of a task as a model reads them; of large ones `rows` of each, drawn with seed 0."""
+    """The parts of a task as a model reads them, of large ones some rows drawn with seed 0.
+
+    rows : at most so many to train on, and a fifth of that to validate on; tests are on the same rows always
+    """
+    most = {"train": rows, "val": None if rows is None else rows // 5, "test": MOST_TEST}
     if task.path.startswith("cells/"):
         cells = read_cells(folder / f"{task.path}.h5ad")
         frame = cells.obs.reset_index(drop=True)
@@ -113,8 +119,8 @@ def read(task: Task, folder: Path, rows: int | None, model: str) -> dict[str, Pa
             chosen = chosen[(chosen["SN_filter"] != 0) & chosen["scored"]]
         else:
             chosen = chosen[chosen[task.target].notna()]
-        if rows is not None and len(chosen) > rows:
-            chosen = chosen.sample(rows, random_state=0)
+        if (count := most[part]) is not None and len(chosen) > count:
+            chosen = chosen.sample(count, random_state=0)
         if task.kind == "classification" and parts:  # a class that is in no training row cannot be learnt
             chosen = chosen[chosen[task.target].isin(parts["train"].y)]
         if not len(chosen):

@@ -56,10 +56,11 @@ def test_what_is_there_is_not_trained_again(finetune, table, tmp_path, monkeypat
     kept = sorted(path.name for path in folder.glob("*.npz"))
     assert said.count("kozak.rnafm-mini.frozen") == 4
     assert len(kept) == 4 + 3  # k-mers, a forest, a TextCNN
-    [line] = json.loads((folder / "scores.json").read_text())["lines"]
+    line, beside = json.loads((folder / "scores.json").read_text())["lines"]
     assert (
         (folder / "table.md").read_text().splitlines()[2].startswith("| kozak | spearman | 20 | rnafm-mini |")
     )
+    assert (line["mode"], beside["mode"]) == ("frozen", "frozen+counts")
     assert (line["n"], len(line["by_seed"]), line["metric"]) == (20, 2, "spearman")
     with np.load(folder / "kozak.rnafm-mini.frozen.1.npz") as found:
         np.testing.assert_array_equal(found["true"], table["efficiency"][40:])
@@ -112,6 +113,27 @@ def test_seeds_are_averaged_and_differences_are_of_the_same_rows(finetune):
     assert found.clean == pytest.approx((np.mean(half), half[0]))
     text = list(finetune.won([found]))
     assert "better than the untrained network in 1, worse in 0 of 1" in text[0]
+
+
+def test_counts_are_put_beside_embeddings_by_the_mean(finetune):
+    true, ours, theirs = np.arange(4.0), np.array([0.0, 1, 3, 2]), np.array([1.0, 0, 2, 3])
+    of = {name: finetune.Training("mrfp", name, "baseline") for name in ("forest", "k-mers", "codons")}
+    frozen = finetune.Training("mrfp", "helix-mrna-mini", "frozen", untrained=True, seed=1)
+    kept = {frozen: made(finetune, true, ours), of["forest"]: made(finetune, true, true)}
+    assert finetune.with_counts(kept) == {}
+    kept |= {of["k-mers"]: made(finetune, true, -true), of["codons"]: made(finetune, true, theirs)}
+    [(one, p)] = finetune.with_counts(kept).items()
+    assert one == finetune.replace(frozen, mode="frozen+counts")
+    np.testing.assert_array_equal(p.predicted, [0.5, 0.5, 2.5, 2.5])
+    np.testing.assert_array_equal(p.true, true)
+
+
+def test_tests_are_on_the_same_rows_however_few_are_trained_on(finetune, table, tmp_path):
+    task = finetune.TASKS["kozak"]
+    every, few = (finetune.read(task, tmp_path, rows, "rnafm-mini") for rows in (None, 15))
+    assert [len(every[part]) for part in ("train", "val", "test")] == [30, 10, 20]
+    assert [len(few[part]) for part in ("train", "val", "test")] == [15, 3, 20]
+    assert few["test"].X == every["test"].X
 
 
 def test_classes_are_scored_by_probability(finetune):
