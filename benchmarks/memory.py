@@ -198,12 +198,12 @@ def in_a_process(kind: str, folder: Path, source: Path, count: int) -> dict[str,
 
 
 def jobs(folder: Path, cells: int, rnas: int, only: str) -> Iterator[tuple[str, Path, int]]:
-    if only in "cells":
+    if of_cells := [kind for kind in KINDS[:2] if only in kind]:
         source = write_cells(folder / "cells.h5ad", cells)
-        yield from ((kind, source, cells) for kind in KINDS[:2])
-    if only in "RNAs":
+        yield from ((kind, source, cells) for kind in of_cells)
+    if of_rnas := [kind for kind in KINDS[2:] if only in kind]:
         source = write_rnas(folder / "rnas.fa.gz", rnas)
-        yield from ((kind, source, rnas) for kind in KINDS[2:])
+        yield from ((kind, source, rnas) for kind in of_rnas)
 
 
 def print_growths(growths: list[Growth], console: Console) -> None:
@@ -223,7 +223,7 @@ def print_growths(growths: list[Growth], console: Console) -> None:
 def main(
     cells: Annotated[int, typer.Option(help="cells of the .h5ad file")] = 400_000,
     rnas: Annotated[int, typer.Option(help="RNAs of the .fa.gz file")] = 3_000_000,
-    only: Annotated[str, typer.Option(help="cells or RNAs")] = "",
+    only: Annotated[str, typer.Option(help="jobs with this in the name: cells, RNAs, stream, embed")] = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON with every look")] = None,
     job_: Annotated[str, typer.Option("--job", hidden=True)] = "",
     folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
