@@ -25,14 +25,14 @@ def predict(
 ) -> None:
     """Predict for new inputs with a trained run."""
     from ribozyme.files import AtomicFile
-    from ribozyme.io.sequences import is_table
+    from ribozyme.io.sequences import has_columns
     from ribozyme.loading import load
 
     check_choice("suffix", output.suffix, (".csv", ".tsv", ".parquet", ".json"))
     about = read_about(run)
     estimator = load(run, device=device)
     targets = about["target"].split(",")
-    if sequence_column is None and is_table(input):
+    if sequence_column is None and has_columns(input):
         sequence_column = about["sequence_column"]
     with AtomicFile(output) as temporary:
         _write_frames(

@@ -21,7 +21,7 @@ from torch import nn
 from ribozyme.engine.cell_parts import match_cells
 from ribozyme.engine.cell_rows import cell_rows, gene_rows
 from ribozyme.engine.cell_settings import Settings, choose_pooling
-from ribozyme.engine.device import batch_tokens as default_batch_tokens
+from ribozyme.engine.device import batch_tokens as choose_batch_tokens
 from ribozyme.engine.family import depth, formats_of
 from ribozyme.engine.parts import (
     Budget,
@@ -192,9 +192,7 @@ class CellModel:
         strict: bool = False,
     ) -> Settings:
         """The arguments of `embed`, checked, with what is decided by the model and the device."""
-        budget = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
-        if budget < 1:
-            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
+        budget = choose_batch_tokens(self.device, batch_tokens)
         reading = self._reading(max_length, select, ties, seed)
         layer = depth(layer, self.config.layers)
         return Settings(choose_pooling(pooling), layer, reading, gene_column, modality, budget, strict)

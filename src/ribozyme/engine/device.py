@@ -53,9 +53,16 @@ def fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def batch_tokens(device: torch.device) -> int:
-    """The default token budget of a batch on `device`."""
-    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+def batch_tokens(device: torch.device, wanted: int | None = None) -> int:
+    """The token budget of a batch on `device`: what is wanted, or what suits it.
+
+    Raises
+    ------
+    ConfigError : less than one token is wanted.
+    """
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"batch_tokens {wanted} must be positive")
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if wanted is None else wanted
 
 
 def keep_freed_memory() -> None:

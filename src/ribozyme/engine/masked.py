@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ribozyme.engine.device import batch_tokens
 from ribozyme.engine.embed import Array, Ids, Piece
-from ribozyme.engine.parts import PART, Budget, budgeted
+from ribozyme.engine.parts import PART, Budget
 from ribozyme.engine.questions import Network
 from ribozyme.packing import Packed
 
@@ -37,17 +37,16 @@ def fill_masks(network: Network, piece: Piece, top: int) -> list[Filled]:
     return [_ranked(int(p), probabilities[p], letters, real, top) for p in masked]
 
 
-def masked_score(network: Network, piece: Piece) -> float:
+def masked_score(network: Network, piece: Piece, budget: Budget) -> float:
     """The log-likelihood of every letter, each masked in turn, added up."""
     length = len(piece.ids)
     assert network.tokenizer.mask_id is not None  # a masked model has one
     per_group = max(1, PART * batch_tokens(network.device) // length)
     total = 0.0
-    with budgeted(batch_tokens(network.device), network.device) as budget:
-        for start in range(0, length, per_group):
-            places = np.arange(start, min(start + per_group, length))
-            masked = [np.where(np.arange(length) == p, network.tokenizer.mask_id, piece.ids) for p in places]
-            total += _group(network, masked, places, piece.ids, budget)
+    for start in range(0, length, per_group):
+        places = np.arange(start, min(start + per_group, length))
+        masked = [np.where(np.arange(length) == p, network.tokenizer.mask_id, piece.ids) for p in places]
+        total += _group(network, masked, places, piece.ids, budget)
     return total
 
 

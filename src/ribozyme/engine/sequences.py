@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ribozyme.engine.device import batch_tokens as default_batch_tokens
+from ribozyme.engine.device import batch_tokens as choose_batch_tokens
 from ribozyme.engine.embed import OVERLONG, Array, Cutter, Overlong, Piece, Tokenizer
 from ribozyme.engine.family import depth, formats_of
 from ribozyme.engine.masked import Filled, fill_masks, masked_score
@@ -136,9 +136,7 @@ class SequenceModel:
         """The arguments of `embed`, checked, with what is decided by the model and the device."""
         if overlong not in OVERLONG:
             raise ConfigError(f"overlong {overlong!r} does not exist", hint=f"one of {', '.join(OVERLONG)}")
-        budget = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
-        if budget < 1:
-            raise ConfigError(f"batch_tokens {batch_tokens} must be positive")
+        budget = choose_batch_tokens(self.device, batch_tokens)
         layer = depth(layer, self.config.layers)
         return Settings(self._pooling(pooling), layer, overlong, budget, strict, sequence_column)
 
@@ -191,11 +189,12 @@ class SequenceModel:
             sums = self._results(sequences, next_letters(self._network), overlong, strict)
             totals = [total / terms if terms else np.nan for total, terms in sums]
             return np.array(totals, np.float32)
-        scores = [
-            sum(masked_score(self._network, piece) for piece in pieces)
-            / sum(len(piece.ids) for piece in pieces)
-            for pieces in self._pieces(sequences, overlong, strict)
-        ]
+        with budgeted(choose_batch_tokens(self.device), self.device) as budget:
+            scores = [
+                sum(masked_score(self._network, piece, budget) for piece in pieces)
+                / sum(len(piece.ids) for piece in pieces)
+                for pieces in self._pieces(sequences, overlong, strict)
+            ]
         return np.array(scores, np.float32)
 
     def fill(self, sequences: Any, *, top: int = 5, strict: bool = False) -> list[list[Filled]]:

@@ -210,7 +210,7 @@ def choose_columns(
 # ------------------------------------------------------------------------------------------------ files
 
 
-def is_table(source: str | os.PathLike[str]) -> bool:
+def has_columns(source: str | os.PathLike[str]) -> bool:
     """Whether the name of a file says that its sequences are in a column."""
     return _suffix(Path(source)) in TABLES
 
