@@ -189,9 +189,10 @@ def growth(kind: str, found: dict[str, Any]) -> Growth:
     return Growth(kind, int(rows[-1]), int(peaks[-1]), slope, error, int(found["peak"] - peaks[-1]))
 
 
-def in_a_process(kind: str, folder: Path, source: Path, count: int) -> dict[str, Any]:
+def in_a_process(kind: str, folder: Path, source: Path, count: int, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--job", kind, "--folder", str(folder), "--source", str(source)]
-    answer = subprocess.run([*command, "--count", str(count)], capture_output=True, text=True)
+    command += ["--count", str(count), "--threads", str(threads)]
+    answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         raise SystemExit(f"{kind} ended with status {answer.returncode}:\n{answer.stderr[-3000:]}")
     return json.loads(answer.stdout)
@@ -224,6 +225,7 @@ def main(
     cells: Annotated[int, typer.Option(help="cells of the .h5ad file")] = 400_000,
     rnas: Annotated[int, typer.Option(help="RNAs of the .fa.gz file")] = 3_000_000,
     only: Annotated[str, typer.Option(help="jobs with this in the name: cells, RNAs, stream, embed")] = "",
+    threads: Annotated[int, typer.Option(help="of torch; with several, batches are side by side")] = 1,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON with every look")] = None,
     job_: Annotated[str, typer.Option("--job", hidden=True)] = "",
     folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
@@ -232,19 +234,24 @@ def main(
 ) -> None:
     """Print peak and slope of each job; exit status 1 where memory grows with the rows."""
     if job_:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         print(json.dumps(job(job_, folder, source, count)))
         return
     console, found, growths = wide_console(), {}, []
     with tempfile.TemporaryDirectory() as name:
         save_models(Path(name))
         for kind, source, count in jobs(Path(name), cells, rnas, only):
-            found[kind] = in_a_process(kind, Path(name), source, count)
+            found[kind] = in_a_process(kind, Path(name), source, count, threads)
             growths.append(growth(kind, found[kind]))
             console.print(f"{kind}: {count:,} rows, {growths[-1].slope:.2f} bytes a row")
     print_growths(growths, console)
     if output is not None:
-        content = {"machine": machine(), "jobs": [asdict(one) for one in growths], "looks": found}
+        content = {
+            "machine": machine(),
+            "threads": threads,
+            "jobs": [asdict(one) for one in growths],
+            "looks": found,
+        }
         output.write_text(json.dumps(content, indent=1), encoding="utf-8")
     raise typer.Exit(not all(one.flat for one in growths))
 

@@ -200,6 +200,20 @@ def test_only_so_much_is_under_way(ray_cluster, rnafm, fasta):
     assert given == taken == 60
 
 
+@pytest.mark.ray
+def test_a_bad_record_in_a_stream_loses_nothing_before_it(ray_cluster, rnafm):
+    how, names = rnafm.settings(**HOW), [f"s{k}" for k in range(60)]
+
+    def stream():
+        yield from rnafm.prepare([(name, "ACGU" * 20) for name in names], how)
+        raise InputError("no RNA")
+
+    with closing(Cluster([2], 0, 2).compute(rnafm, how, stream())) as parts:
+        assert [name for _, part in zip(range(30), parts) for name in part.names] == names
+        with pytest.raises(InputError, match="no RNA"):
+            next(parts)
+
+
 # ------------------------------------------------------------------------------------------------ trouble
 
 

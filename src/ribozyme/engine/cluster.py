@@ -29,7 +29,7 @@ import torch
 
 from ribozyme.engine.device import choose_device
 from ribozyme.engine.load import load
-from ribozyme.engine.parts import Budget, Part, Prepared
+from ribozyme.engine.parts import Budget, Part, Prepared, until_error
 from ribozyme.engine.threads import batch_threads
 from ribozyme.errors import ConfigError, DeviceError, MissingExtraError, RibozymeError
 
@@ -112,7 +112,7 @@ class Cluster:
 
         Raises
         ------
-        RibozymeError : of the model in a worker.
+        RibozymeError : of the model in a worker, or of what was read, once all before it is there.
         DeviceError : workers cannot start, or are lost again and again.
         """
         import ray
@@ -123,10 +123,13 @@ class Cluster:
         shared = [ray.put(model)]  # in a list, where Ray leaves it as it is
         ours = metadata.version("ribozyme")
         pool = Pool([actor.remote(how, threads, ours) for _ in range(workers)], shared)
+        errors: list[Exception] = []
         try:
-            yield from pool.compute(prepared)
+            yield from pool.compute(until_error(prepared, errors))
         finally:
             pool.close()
+        for error in errors:
+            raise error
 
     def shares(self, kind: str) -> tuple[int, int]:
         """How many workers, and cores of each."""

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from ribozyme.engine.threads import BatchThreads, batch_threads
-from ribozyme.errors import ConfigError, DeviceError
+from ribozyme.errors import ConfigError, DeviceError, RibozymeError
 from ribozyme.packing import plan
 from ribozyme.report import Rejected, Report
 
@@ -86,7 +86,7 @@ def computed(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Pa
     """`model.compute` of each of `prepared`, in order; the batches of two parts share the threads."""
     with ThreadPoolExecutor(IN_HAND, "part") as hands, budgeted(how.batch_tokens, model.device) as budget:
         coming, errors = deque[Future[Part]](), list[Exception]()
-        source = _until_error(prepared, errors)
+        source = until_error(prepared, errors)
         begin = list(islice(source, 1 if budget.threads is None else IN_HAND))
         alone = len(begin) < IN_HAND
         for one in chain(begin, source):
@@ -101,11 +101,11 @@ def computed(model: Any, how: Any, prepared: Iterable[Prepared]) -> Generator[Pa
             raise error
 
 
-def _until_error(items: Iterable[T], errors: list[Exception]) -> Iterator[T]:
-    """The items; an error in their making is put aside, so that what came before it is not lost."""
+def until_error(items: Iterable[T], errors: list[Exception]) -> Iterator[T]:
+    """The items; a bad record or file among them is put aside, so that what came before it is not lost."""
     try:
         yield from items
-    except Exception as error:
+    except (RibozymeError, OSError) as error:
         errors.append(error)
 
 
