@@ -137,8 +137,7 @@ class GeneMatch:
     @cached_property
     def genes(self) -> npt.NDArray[np.int64]:
         """Ids of the genes that have a column, each once, in the order of their first columns."""
-        first = np.unique(self._home[self.ids >= 0])
-        return self.ids[first]
+        return self.ids[(self.ids >= 0) & ~self._later]
 
     @property
     def duplicates(self) -> int:
@@ -148,8 +147,9 @@ class GeneMatch:
     @cached_property
     def _home(self) -> npt.NDArray[np.int64]:
         """For each column the first column of the same gene."""
-        _, first, back = np.unique(self.ids, return_index=True, return_inverse=True)
-        return first[back.reshape(-1)]
+        first = np.empty(self.ids.max(initial=-1) + 2, dtype=np.int64)
+        first[self.ids[::-1]] = np.arange(len(self.ids))[::-1]  # of several writers the last one stays
+        return first[self.ids]
 
     def select(
         self, rows: sparse.csr_matrix
