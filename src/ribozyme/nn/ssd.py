@@ -29,6 +29,9 @@ from ribozyme.packing import bounds, cumulative
 
 Array = npt.NDArray[np.int64]
 
+TRITON = False
+"""Whether `ssd` takes the kernel of `ssd_triton` where it can: on CUDA, without gradients. Off: Triton's
+interpreter has run it, no GPU yet."""
 SEPARABLE = 120.0  # exp(60) = 1e26: float32 can hold sums of such terms, and one part in 1e26 still
 
 
@@ -233,6 +236,11 @@ def ssd(
 
     Returns y (T, H, P), and the state of each sequence after its last token or None; float32 at least.
     """
+    if TRITON and x.is_cuda and not torch.is_grad_enabled():
+        from ribozyme.nn.ssd_triton import fits, ssd_triton
+
+        if fits(x, B):
+            return ssd_triton(x, dt, A, B, C, chunks.cu_seqlens, state, final=final)
     dim, groups = x.shape[2], B.shape[1]
     x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
     if state is not None:
