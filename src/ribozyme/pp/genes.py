@@ -275,8 +275,9 @@ class GeneLookup:
     def match(self, names: Sequence[str], source: str = INDEX) -> GeneMatch:
         """Find every name; `source` is only noted. The next file has the same names, so they are kept."""
         self._known.update((name, self.find(name)) for name in set(names).difference(self._known))
-        ids, how = zip(*map(self._known.__getitem__, names)) if len(names) else ((), ())
-        return GeneMatch(np.array(ids, dtype=np.int64), tuple(names), how, source)
+        found = [self._known[name] for name in names]
+        ids = np.array([k for k, _ in found], dtype=np.int64)
+        return GeneMatch(ids, tuple(names), tuple(how for _, how in found), source)
 
     def find(self, name: str) -> tuple[int, How]:
         """Id of a name and how it was found; (-1, "unmatched") where nothing answers."""
