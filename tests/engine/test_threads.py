@@ -1,6 +1,7 @@
 """Several threads compute batches side by side: the same bits, in order, and nothing of it stays behind."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -177,18 +178,32 @@ def test_an_error_in_a_batch_comes_in_its_place(threads):
     assert found == [0, 1]
 
 
-def test_who_stops_does_not_wait_for_what_has_not_begun(threads):
+def test_who_stops_does_not_wait_for_what_has_not_begun(threads, monkeypatch):
     threads(2)
-    gate, model = threading.Event(), None
+    gate, first, shut = threading.Event(), threading.Event(), ThreadPoolExecutor.shutdown
+
+    class Later(Slow):
+        def compute(self, one, how, budget):
+            assert one.start == 0 or first.wait(timeout=30)
+            part = super().compute(one, how, budget)
+            first.set()
+            return part
 
     def compute(number):
         assert number < 4 or gate.wait(timeout=30)
         return number
 
-    model = Slow(compute)
+    def shutdown(self, wait=True, **how):
+        shut(self, wait=False, **how)  # what is to be dropped is dropped before the others go on
+        gate.set()
+        shut(self, wait=wait)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    model = Later(compute)
     running = computed(model, How, parts(3, batches=4))
     assert next(running).rows == [0, 1, 2, 3]
-    threading.Timer(0.5, gate.set).start()
+    while len(model.seen) < 6:
+        time.sleep(0.01)
     running.close()
     assert set(model.seen) <= {0, 1, 2, 3, 4, 5}  # two threads had begun a batch each, and no other began
 
