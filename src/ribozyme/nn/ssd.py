@@ -236,13 +236,13 @@ def ssd(
 
     Returns y (T, H, P), and the state of each sequence after its last token or None; float32 at least.
     """
+    x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
     if TRITON and x.is_cuda and not torch.is_grad_enabled():
         from ribozyme.nn.ssd_triton import fits, ssd_triton
 
         if fits(x, B):
             return ssd_triton(x, dt, A, B, C, chunks.cu_seqlens, state, final=final)
     dim, groups = x.shape[2], B.shape[1]
-    x, dt, A, B, C = (at_least_float32(one) for one in (x, dt, A, B, C))
     if state is not None:
         state = (
             state.to(x.dtype).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)

@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ribozyme.nn.norm import at_least_float32
-
 CHUNK = 64
 LEAST = 16
 """Numbers along each side of a product that a kernel can compute."""
 
 
 def fits(x: Tensor, B: Tensor) -> bool:
-    """Whether the kernel takes these shapes: channels and state are powers of two, from 16 on."""
-    return all(size >= LEAST and size & (size - 1) == 0 for size in (x.shape[2], B.shape[2]))
+    """Whether the kernel takes these: float32; channels and state are powers of two, from 16 on."""
+    return x.dtype == torch.float32 and all(
+        size >= LEAST and size & (size - 1) == 0 for size in (x.shape[2], B.shape[2])
+    )
 
 
 def ssd_triton(
@@ -33,8 +33,8 @@ def ssd_triton(
     *,
     final: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same numbers as `ribozyme.nn.ssd.ssd`, shapes as there, without gradients; in float32."""
-    x, dt, A, B, C = (at_least_float32(one).contiguous() for one in (x, dt, A, B, C))
+    """The same numbers as `ribozyme.nn.ssd.ssd`, shapes as there, without gradients; all are float32."""
+    x, dt, A, B, C = (one.contiguous() for one in (x, dt, A, B, C))
     heads, dim, count, (_, groups, width) = x.shape[1], x.shape[2], len(cu_seqlens) - 1, B.shape
     y, last = torch.empty_like(x), x.new_empty(count, heads, dim, width) if final else None
     before = None if state is None else state.to(x.dtype).contiguous()
