@@ -222,12 +222,24 @@ def with_counts(kept: dict[Training, Predictions]) -> dict[Training, Predictions
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """What a model is compared with: its value of the metric, and by how much the model is better.
+
+    gain : with the interval over groups of test rows
+    """
+
+    name: str
+    value: float
+    gain: Score
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """A model on a task in a mode.
 
-    by_seed : of the metric; untrained : of the same network untrained, mean over seeds
+    by_seed : of the metric
+    untrained : the same network untrained, mean over seeds
     linear, best : the baseline that is best on the test rows, of the linear ones and of all
-    over_... : by how much the model is better, with the interval over groups of test rows
     clean : (trained, best baseline) on the rows without a copy among the training rows
     """
 
@@ -237,14 +249,9 @@ class Compared:
     metric: str
     n: int
     by_seed: list[float]
-    untrained: float
-    over_untrained: Score
-    linear_name: str
-    linear: float
-    over_linear: Score
-    best_name: str
-    best: float
-    over_best: Score
+    untrained: Rival
+    linear: Rival
+    best: Rival
     clean: tuple[float, float] | None
     seconds: float
 
@@ -267,11 +274,14 @@ def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions])
     values = {name: measured(p.true, _stacked([p])) for name, p in simple.items()}
     best = max(values, key=lambda name: values[name])
     linear = max(COUNTS, key=lambda name: values.get(name, -np.inf))
-    how = {"groups": first.groups, "resamples": RESAMPLES}
+    rivals = {"untrained": theirs} | {name: _stacked([simple[name]]) for name in {linear, best}}
+    found = {
+        name: Rival(name, measured(first.true, of), _gain(measured, first, ours, of))
+        for name, of in rivals.items()
+    }
     clean = None
     if not first.clean.all():
-        of_best = _stacked([simple[best]])
-        clean = tuple(measured(first.true[first.clean], p[first.clean]) for p in (ours, of_best))
+        clean = tuple(measured(first.true[first.clean], p[first.clean]) for p in (ours, rivals[best]))
     return Compared(
         task,
         model,
@@ -279,17 +289,16 @@ def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions])
         metric,
         len(first.true),
         [measured(first.true, ours[:, k : k + 1]) for k in range(len(trained))],
-        measured(first.true, theirs),
-        difference(measured, first.true, ours, theirs, **how),
-        linear,
-        values[linear],
-        difference(measured, first.true, ours, _stacked([simple[linear]]), **how),
-        best,
-        values[best],
-        difference(measured, first.true, ours, _stacked([simple[best]]), **how),
+        found["untrained"],
+        found[linear],
+        found[best],
         clean,
         float(np.mean([p.seconds for p in trained])),
     )
+
+
+def _gain(measured: Callable[[Values, Values], float], first: Predictions, ours: Values, of: Values) -> Score:
+    return difference(measured, first.true, ours, of, groups=first.groups, resamples=RESAMPLES)
 
 
 def _stacked(found: Sequence[Predictions]) -> Values:
@@ -307,10 +316,11 @@ def row_of(one: Compared) -> tuple[str, ...]:
     spread = f"{np.std(one.by_seed, ddof=1):.3f}" if len(one.by_seed) > 1 else ""
     clean = "" if one.clean is None else f"{one.clean[0]:.3f}, {one.clean[1]:.3f}"
     start = (one.task, one.metric, str(one.n), one.model, one.mode, f"{np.mean(one.by_seed):.3f}", spread)
-    untrained = (f"{one.untrained:.3f}", _signed(one.over_untrained))
-    linear = (f"{one.linear_name} {one.linear:.3f}", _signed(one.over_linear))
-    best = (f"{one.best_name} {one.best:.3f}", _signed(one.over_best))
-    return (*start, *untrained, *linear, *best, clean, f"{one.seconds:.0f}")
+    untrained = (f"{one.untrained.value:.3f}", _signed(one.untrained.gain))
+    simple = (
+        cell for of in (one.linear, one.best) for cell in (f"{of.name} {of.value:.3f}", _signed(of.gain))
+    )
+    return (*start, *untrained, *simple, clean, f"{one.seconds:.0f}")
 
 
 def shown(lines: Sequence[Compared]) -> Table:
@@ -340,9 +350,9 @@ def won(lines: Sequence[Compared]) -> Iterator[str]:
     for model, mode in dict.fromkeys((one.model, one.mode) for one in lines):
         own = [one for one in lines if (one.model, one.mode) == (model, mode)]
         for name, gains in (
-            ("the untrained network", [one.over_untrained for one in own]),
-            ("the linear baseline", [one.over_linear for one in own]),
-            ("the best of all baselines", [one.over_best for one in own]),
+            ("the untrained network", [one.untrained.gain for one in own]),
+            ("the linear baseline", [one.linear.gain for one in own]),
+            ("the best of all baselines", [one.best.gain for one in own]),
         ):
             better, worse = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
             yield f"{model}, {mode}: better than {name} in {better}, worse in {worse} of {len(own)} tasks"
@@ -354,18 +364,7 @@ def write_cards(lines: Sequence[Compared], plan: Plan) -> None:
     for model in dict.fromkeys(one.model for one in lines):
         own = [one for one in lines if one.model == model]
         folder = resolve(plan.weights[model]).path
-        tasks = {
-            f"{one.task}, {one.mode}": {
-                "trained": {one.metric: round(float(np.mean(one.by_seed)), 3)},
-                "untrained": {one.metric: round(one.untrained, 3)},
-                f"linear baseline ({one.linear_name})": {one.metric: round(one.linear, 3)},
-                f"best baseline ({one.best_name})": {one.metric: round(one.best, 3)},
-                "over untrained": _gain(one.over_untrained),
-                "over the linear baseline": _gain(one.over_linear),
-                "over the best baseline": _gain(one.over_best),
-            }
-            for one in own
-        }
+        tasks = {f"{one.task}, {one.mode}": _on_card(one) for one in own}
         content = {
             "weights_sha256": digest(folder / "model.safetensors"),
             "what": f"benchmarks/finetune.py, {size}; gains with 95 % intervals over groups of test rows",
@@ -375,9 +374,19 @@ def write_cards(lines: Sequence[Compared], plan: Plan) -> None:
         (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _gain(score: Score) -> dict[str, float]:
-    known = {name: getattr(score, name) for name in ("value", "low", "high")}
-    return {name: round(value, 3) for name, value in known.items() if not np.isnan(value)}
+def _on_card(one: Compared) -> dict[str, dict[str, float]]:
+    """The scores, and the gains as value, low and high."""
+    rivals = {
+        "untrained": one.untrained,
+        f"linear baseline ({one.linear.name})": one.linear,
+        f"best baseline ({one.best.name})": one.best,
+    }
+    found = {"trained": {one.metric: round(float(np.mean(one.by_seed)), 3)}}
+    for name, of in rivals.items():
+        gain = {key: getattr(of.gain, key) for key in ("value", "low", "high")}
+        known = {key: round(value, 3) for key, value in gain.items() if not np.isnan(value)}
+        found |= {name: {one.metric: round(of.value, 3)}, f"over {name}": known}
+    return found
 
 
 def to_do(
@@ -435,7 +444,11 @@ def report(folder: Path, plan: Plan) -> list[Compared]:
 
 def _line(one: Compared) -> dict[str, Any]:
     values = {field.name: getattr(one, field.name) for field in fields(one)}
-    return {name: of.to_dict() if isinstance(of, Score) else of for name, of in values.items()}
+    return {name: _rival(of) if isinstance(of, Rival) else of for name, of in values.items()}
+
+
+def _rival(one: Rival) -> dict[str, Any]:
+    return {"name": one.name, "value": one.value, "gain": one.gain.to_dict()}
 
 
 def main(

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py -o memory.json
 
-makes a file of 400,000 cells (2,000 genes, 150 of them expressed) and one of 3,000,000 RNAs of 20 to 60
+makes a file of 1,200,000 cells (2,000 genes, 150 of them expressed) and one of 3,000,000 RNAs of 20 to 60
 letters, a third or more of what is promised, and sends them through tiny networks: by `stream`, and as
 `ribozyme embed` does, into a Parquet file. Each job is a process of its own, which notes its memory while it
 works.
@@ -12,10 +12,10 @@ it is less than three of its standard errors, or than a byte a row: ten million 
 assembling the output takes at the end is beside it. Exit status 1 where memory grows.
 
 The first quarter is where a job takes what it takes once: the chunks of cells (20,000 of them), the first
-shard, and torch's preparations of matrix products, of which it keeps the last 1,024 (5 MB). With fewer rows
-these, and the steps of 2 MB in which an allocator takes memory, show as growth. A shard is written every five
-seconds here instead of every 30: these jobs are so short that the rows which wait for their shard, 64 MB at
-most, would look like growth too.
+shard, and torch's preparations of matrix products, of which it keeps the last 1,024 (5 MB). With several
+threads that takes 300,000 cells. With fewer rows these, and the steps of 2 MB in which an allocator takes
+memory, show as growth. A shard is written every five seconds here instead of every 30: these jobs are so
+short that the rows which wait for their shard, 64 MB at most, would look like growth too.
 """
 
 import gzip
@@ -222,7 +222,7 @@ def print_growths(growths: list[Growth], console: Console) -> None:
 
 
 def main(
-    cells: Annotated[int, typer.Option(help="cells of the .h5ad file")] = 400_000,
+    cells: Annotated[int, typer.Option(help="cells of the .h5ad file")] = 1_200_000,
     rnas: Annotated[int, typer.Option(help="RNAs of the .fa.gz file")] = 3_000_000,
     only: Annotated[str, typer.Option(help="jobs with this in the name: cells, RNAs, stream, embed")] = "",
     threads: Annotated[int, typer.Option(help="of torch; with several, batches are side by side")] = 1,

@@ -104,11 +104,12 @@ def test_seeds_are_averaged_and_differences_are_of_the_same_rows(finetune):
     found = finetune.compare("kozak", "rnafm-mini", "frozen", kept)
     of_near, of_far = ([spearmanr(true, one).statistic for one in many] for many in (near, far))
     assert found.by_seed == pytest.approx(of_near)
-    assert found.untrained == pytest.approx(np.mean(of_far))
-    assert found.over_untrained.value == pytest.approx(np.mean(of_near) - np.mean(of_far))
-    assert found.over_untrained.low > 0
-    assert (found.best_name, found.best) == ("forest", pytest.approx(of_near[0]))
-    assert found.over_best.low <= found.over_best.value <= found.over_best.high
+    assert found.untrained.value == pytest.approx(np.mean(of_far))
+    assert found.untrained.gain.value == pytest.approx(np.mean(of_near) - np.mean(of_far))
+    assert found.untrained.gain.low > 0
+    assert (found.linear.name, found.linear.value) == ("k-mers", pytest.approx(of_far[0]))
+    assert (found.best.name, found.best.value) == ("forest", pytest.approx(of_near[0]))
+    assert found.best.gain.low <= found.best.gain.value <= found.best.gain.high
     half = [spearmanr(true[::2], one[::2]).statistic for one in near]
     assert found.clean == pytest.approx((np.mean(half), half[0]))
     text = list(finetune.won([found]))
