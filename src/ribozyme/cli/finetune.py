@@ -33,7 +33,9 @@ def finetune(
         str, typer.Option(help="trained beside the head: 0, a number of last layers, all")
     ] = "0",
     lora_rank: Annotated[int | None, typer.Option(help="train LoRA adapters of this rank")] = None,
-    pooling: Annotated[str | None, typer.Option(help="mean, max, first, last, cls, mean+last ...")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, max, first, last, cls, frame, mean+last ...")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="at most; default 100 of a head alone, else 20")] = None,
     patience: Annotated[int, typer.Option(help="epochs that are no better after which to stop")] = 10,
     learning_rate: Annotated[float | None, typer.Option(help="default: by what is trained")] = None,

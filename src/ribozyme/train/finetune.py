@@ -32,7 +32,7 @@ from ribozyme.train.descent import Descent, Loss, Optimizer
 from ribozyme.train.fitting import Fitting
 from ribozyme.train.heads import ROW_HEADS, Network, Pooler, make_head
 from ribozyme.train.history import History
-from ribozyme.train.inputs import Inputs, default_pooling, read_inputs, run, special_tokens
+from ribozyme.train.inputs import Inputs, codon_marks, default_pooling, read_inputs, run, special_tokens
 from ribozyme.train.labels import TASKS, Labels, Level, Task
 from ribozyme.train.lora import add_lora, merge_lora
 from ribozyme.train.processes import process_device
@@ -55,8 +55,9 @@ class FineTuned:
     level : `input`, a label an input; `token`, one for each of its letters
     head : `linear`, `mlp`, `textcnn`, `attention`, or a module of your own from (n, width) to (n, outputs)
     pooling : how the rows of an input become one vector: `mean`, `last`, `first`, `max`, `cls`, or several
-        joined by `+`, such as `mean+last`; by default `mean` for sequences and `cls` for cells; `none` where
-        the head reads the rows of the letters (`textcnn`, `attention`, labels of letters)
+        joined by `+`, such as `mean+last`; of nucleotides also `frame`, three means: of the letters at each
+        place in a codon, counted from the end of the sequence. By default `mean` for sequences and `cls` for
+        cells; `none` where the head reads the rows of the letters (`textcnn`, `attention`, labels of letters)
     lora_rank : each training also trains LoRA adapters of this rank, and adds them to the weights at its end
     class_weight : of a classification, `balanced` or a weight by class
     standardise : the head reads features with the mean taken off, divided by their deviation, both measured
@@ -107,7 +108,7 @@ class FineTuned:
             raise ConfigError("pooling 'none' leaves no vector for this head", hint="leave pooling out")
         self.generator = generator or torch.Generator().manual_seed(0)
         before, after = (len(ids) for ids in special_tokens(self.model))
-        self.pooler = Pooler(self.pooling, self.model.config.dim, before, after)
+        self.pooler = Pooler(self.pooling, self.model.config.dim, before, after, codon_marks(self.model))
         self.network: Network | None = None
         self.labels: Labels | None = None
         self.outputs_wanted = outputs  # None once labels were seen

@@ -30,17 +30,23 @@ class Pooler(nn.Module):
     """(T, d) rows to one vector an input, without its special tokens.
 
     pooling : `mean`, `max`, `first`, `last` over the letters (genes); `cls`, the row of the first special
-        token; or several joined by `+`, such as `mean+last`; or `none`, the rows of the letters as they are
+        token; `frame`, the means of `frame_means`, thrice as wide; or several joined by `+`, such as
+        `mean+last`; or `none`, the rows of the letters as they are
     dim : d
     before, after : special tokens in front of and behind an input
+    marks : ids of letters that mark codons; None where tokens are no nucleotides, so that there is no `frame`
     """
 
-    def __init__(self, pooling: str, dim: int, before: int, after: int) -> None:
+    def __init__(
+        self, pooling: str, dim: int, before: int, after: int, marks: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.parts = tuple(pooling.split("+"))
-        self.before, self.after = before, after
-        self.width = dim * len(self.parts)
-        known = {*POOLINGS, "cls"} - {"none"} if before else {*POOLINGS} - {"none"}
+        self.before, self.after, self.marks = before, after, marks or ()
+        self.width = dim * sum(3 if part == "frame" else 1 for part in self.parts)
+        known: set[str] = {*POOLINGS, "cls", "frame"} - {"none"}
+        known -= {"cls"} if not before else set()
+        known -= {"frame"} if marks is None else set()
         if pooling != "none" and (wrong := [part for part in self.parts if part not in known]):
             raise ConfigError(
                 f"pooling {wrong[0]!r} does not exist for this model",
@@ -49,17 +55,47 @@ class Pooler(nn.Module):
 
     def forward(self, rows: Tensor, batch: Packed) -> Tensor:  # (T, d) -> (n, width), or (L, d)
         letters = [length - self.before - self.after for length in batch.lengths]
-        inner = torch.cat([one[self.before : len(one) - self.after] for one in batch.split(rows)])
+        inner = self._inner(rows, batch)
         if self.parts == ("none",):
             return inner.float()
-        first = rows[batch.cu_seqlens[:-1].long()].float() if "cls" in self.parts else rows
-        return torch.cat([first if how == "cls" else pool(inner, letters, how) for how in self.parts], dim=1)  # type: ignore[arg-type]  # checked above
+        found = []
+        for how in self.parts:
+            if how == "cls":
+                found.append(rows[batch.cu_seqlens[:-1].long()].float())
+            elif how == "frame":
+                found.append(frame_means(inner, letters, self._inner(batch.ids, batch), self.marks))
+            else:
+                found.append(pool(inner, letters, how))  # type: ignore[arg-type]  # checked above
+        return torch.cat(found, dim=1)
+
+    def _inner(self, rows: Tensor, batch: Packed) -> Tensor:
+        """Without the special tokens."""
+        return torch.cat([one[self.before : len(one) - self.after] for one in batch.split(rows)])
 
     def counts(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Rows that each input of so many tokens becomes."""
         if self.parts == ("none",):
             return tuple(length - self.before - self.after for length in lengths)
         return (1,) * len(lengths)
+
+
+def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequence[int]) -> Tensor:
+    """The mean of the first, of the second and of the third letters of all codons, side by side.
+
+    Counted from the end, where a coding sequence has its last codon, and a 5' UTR the start of the first.
+
+    rows : (L, d); lengths : (n,) letters of each input
+    ids : (L,) of the letters; those in `marks` are passed over
+    Returns (n, 3d) float32; 0 where an input is too short.
+    """
+    kept = torch.isin(ids, ids.new_tensor(marks), invert=True)
+    owner = torch.arange(len(lengths), device=rows.device).repeat_interleave(ids.new_tensor(lengths))[kept]
+    ends = owner.bincount(minlength=len(lengths)).cumsum(0)
+    place = 2 - (ends[owner] - 1 - torch.arange(len(owner), device=rows.device)) % 3
+    of = 3 * owner + place
+    sizes = of.bincount(minlength=3 * len(lengths))
+    sums = torch.segment_reduce(rows[kept][of.argsort(stable=True)].float(), "sum", lengths=sizes)
+    return (sums / sizes.clamp(min=1)[:, None]).view(len(lengths), -1)
 
 
 class Scaler(nn.Module):

@@ -118,6 +118,14 @@ def special_tokens(model: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     return np.array(model.tokenizer.prefix, np.int64), np.array(model.tokenizer.suffix, np.int64)
 
 
+def codon_marks(model: Any) -> tuple[int, ...] | None:
+    """The ids of letters that mark codons, most often none; None where a token is no nucleotide."""
+    letters = model.tokenizer.letters if isinstance(model, SequenceModel) else ()
+    if not {*"ACGU"} <= {*letters}:
+        return None
+    return tuple(k for k, letter in enumerate(letters) if letter == "E")
+
+
 def default_pooling(model: Any) -> str:
     """`cls` for cells, as published; the mean over the letters for sequences."""
     return "mean" if isinstance(model, SequenceModel) else "cls"
