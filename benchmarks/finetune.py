@@ -8,9 +8,11 @@ Every labelled table of RIBOZYME_DATA with its own split: trained on `train`, as
 of untrained networks. Beside them the simple baselines, tuned on the training part. Where test rows have near
 copies among training rows, clean rows are scored too.
 
-`frozen` is a linear head on the embeddings. It learns from what the baselines learn from and no more; `lora`
-and `full` choose their best epoch on `val` (or a tenth of `train`, whole groups). `frozen+counts` is the mean
-of what `frozen` and the linear baseline on counts (of codons, k-mers, genes) predict: what embeddings add.
+`frozen` is a linear head on the embeddings. It learns from what the baselines learn from and no more.
+`framed` is the same on three means of a sequence, one for each place in a codon (pooling `frame`); tables of
+cells and of letters have no such mode. `lora` and `full` choose their best epoch on `val` (or a tenth of
+`train`, whole groups). `frozen+counts` is the mean of what `frozen` and the linear baseline on counts (of
+codons, k-mers, genes) predict: what embeddings add.
 
 Predictions are kept in the folder, a file a training. The same command does what is not there yet, so the
 whole of it, many hours, may be run in parts and by several processes; `--show` only makes the tables.
@@ -43,6 +45,7 @@ from ribozyme.train.baselines import baselines
 ROOT = Path(__file__).parents[1]
 MODES: dict[str, dict[str, Any]] = {
     "frozen": {"layers": 0, "validation": 0.0},
+    "framed": {"layers": 0, "validation": 0.0, "pooling": "frame"},
     "lora": {"layers": 0, "lora_rank": 8, "epochs": 15},
     "full": {"layers": None, "learning_rate": 5e-4, "epochs": 10},
 }
@@ -167,9 +170,14 @@ def estimator(task: Task, model: Any, seed: int, mode: str) -> Any:
         task.kind
     ]
     how = {"overlong": "truncate", "seed": seed, "batch_size": 32, "patience": 4, **MODES[mode]}
-    if task.kind != "token" and not task.path.startswith("cells/"):
-        how["pooling"] = "mean+last" if getattr(model.config, "causal", False) else "mean"
+    if _of_sequences(task):
+        last = "+last" if getattr(model.config, "causal", False) else ""
+        how["pooling"] = how.get("pooling", "mean") + last
     return kind(model, **how)
+
+
+def _of_sequences(task: Task) -> bool:
+    return task.kind != "token" and not task.path.startswith("cells/")
 
 
 def predictions(task: Task, fitted: Any, test: Part, about: str, began: float) -> Predictions:
@@ -401,9 +409,9 @@ def to_do(
     for seed in range(seeds):
         for mode in modes:
             for name in names:
-                for model in TASKS[name].models:
-                    for untrained in (False, True) if model in models else ():
-                        yield Training(name, model, mode, untrained, seed)
+                known = TASKS[name].models if mode != "framed" or _of_sequences(TASKS[name]) else ()
+                for model in (one for one in known if one in models):
+                    yield from (Training(name, model, mode, untrained, seed) for untrained in (False, True))
 
 
 def kept_in(folder: Path, plan: Plan) -> dict[Training, Predictions]:
@@ -457,7 +465,7 @@ def main(
     models: Annotated[str, typer.Option(help="joined by commas; NAME=FOLDER for other weights")] = (
         "helix-mrna-mini,rnafm-mini,scgpt-mini"
     ),
-    modes: Annotated[str, typer.Option(help="frozen, lora, full")] = "frozen,full",
+    modes: Annotated[str, typer.Option(help="frozen, framed, lora, full")] = "frozen,full",
     seeds: Annotated[int, typer.Option(help="runs of each")] = 3,
     rows: Annotated[int | None, typer.Option(help="to train on, at most")] = None,
     show: Annotated[bool, typer.Option("--show", help="train nothing")] = False,
