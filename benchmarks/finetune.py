@@ -266,7 +266,7 @@ class Compared:
 
 
 def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions]) -> Compared | None:
-    """Of what is there; None without the model, trained and untrained, or without baselines."""
+    """Of what is there; None without the model, trained and untrained, or without a linear baseline."""
 
     def of(untrained: bool) -> list[Predictions]:
         wanted = replace(Training(task, model, mode), untrained=untrained)
@@ -274,7 +274,7 @@ def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions])
 
     trained, untrained = of(False), of(True)
     simple = {one.model: p for one, p in kept.items() if (one.task, one.mode) == (task, "baseline")}
-    if not (trained and untrained and simple):
+    if not (trained and untrained and set(simple) & set(COUNTS)):
         return None
     first = trained[0]
     metric = TASKS[task].metric or METRICS[TASKS[task].kind]
