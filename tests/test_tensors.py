@@ -478,3 +478,16 @@ def test_a_flipped_bit_in_a_tensor_of_a_torch_archive_is_noticed(tmp_path, times
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match="checksum"):
             read_tensors(path)
+
+
+def test_the_same_tensors_and_metadata_make_the_same_file(tmp_path):
+    tensors, more = (
+        {"b": torch.arange(5.0), "a": torch.ones(2, 3)},
+        {"settings": '{"name": "\u00e9\\n"}', "z": "1"},
+    )
+    for k in range(8):
+        write_safetensors(tmp_path / f"{k}.safetensors", tensors, **more)
+    assert len({one.read_bytes() for one in tmp_path.iterdir()}) == 1
+    found, settings = read_tensors(tmp_path / "0.safetensors")
+    assert settings == {"name": "\u00e9\n"}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

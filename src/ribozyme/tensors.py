@@ -84,14 +84,28 @@ def read_safetensors(path: Path) -> tuple[Tensors, Settings]:
 
 
 def write_safetensors(path: Path, tensors: Tensors, **metadata: str) -> None:
-    """Write tensors, each with numbers of its own, and seal the file: a bit that changes later is noticed."""
+    """Write tensors, each with numbers of its own, and seal the file: a bit that changes later is noticed.
+
+    The same tensors and metadata make the same file.
+    """
     apart = {name: tensor.detach().cpu() for name, tensor in _apart(tensors).items()}
     save_file(apart, path, metadata={"format": "pt", **metadata, "sha256": UNSEALED})
+    with path.open("rb+") as file:
+        header = _in_order(file.read(int.from_bytes(file.read(8), "little")))
+        file.seek(8)
+        file.write(header)
     seal = sha256_but_seal(path).encode()
     with path.open("rb+") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
         file.seek(8 + header.index(SEAL) + len(SEAL))
         file.write(seal)
+
+
+def _in_order(header: bytes) -> bytes:
+    """A header with its metadata by name; the library writes them in an order drawn anew each time."""
+    table = json.loads(header)
+    table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(len(header)) if len(text) <= len(header) else header
 
 
 def sha256_but_seal(path: Path) -> str:
