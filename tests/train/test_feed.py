@@ -4,7 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ribozyme.errors import ConfigError, InputError
@@ -39,6 +39,7 @@ def epoch_of(feed, epoch=0):
     window=st.integers(1, 4),
     unit=st.sampled_from(["tokens", "examples"]),
 )
+@example(sizes=[1, 1, 6], size=5, buffer=3, window=1, unit="tokens")
 def test_every_example_comes_once_an_epoch_in_steps_of_the_size_asked_for(sizes, size, buffer, window, unit):
     feed = feed_of(sizes, size=size, unit=unit, buffer=buffer, sorted_steps=window, seed=3)
     for epoch in (0, 1):
@@ -48,7 +49,8 @@ def test_every_example_comes_once_an_epoch_in_steps_of_the_size_asked_for(sizes,
         for step in steps:
             assert step.lengths == [one for _, one in step.examples]
             total = len(step.examples) if unit == "examples" else sum(step.lengths)
-            assert total <= (1.5 if unit == "tokens" else 1) * size or len(step.examples) <= 2
+            # a larger example is a step alone, and the last step may be joined by less than half a step
+            assert total <= (size if unit == "examples" else max(size, *step.lengths) + size / 2)
         keys = np.concatenate([step.keys for step in steps])
         assert len(set(keys.tolist())) == len(keys)
 
