@@ -280,17 +280,18 @@ def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions])
     metric = TASKS[task].metric or METRICS[TASKS[task].kind]
     measured = statistic(metric, first.classes)
     ours, theirs = _stacked(trained), _stacked(untrained)
-    values = {name: measured(p.true, _stacked([p])) for name, p in simple.items()}
-    best = max(values, key=lambda name: values[name])
-    linear = max(COUNTS, key=lambda name: values.get(name, -np.inf))
-    rivals = {"untrained": theirs} | {name: _stacked([simple[name]]) for name in {linear, best}}
+    others = {"untrained": theirs} | {name: _stacked([p]) for name, p in simple.items()}
+    values = {name: measured(first.true, of) for name, of in others.items()}
+    best = max(simple, key=lambda name: values[name])
+    linear = max((name for name in COUNTS if name in simple), key=lambda name: values[name])
+    how = {"groups": first.groups, "resamples": RESAMPLES}
     found = {
-        name: Rival(name, measured(first.true, of), _gain(measured, first, ours, of))
-        for name, of in rivals.items()
+        name: Rival(name, values[name], difference(measured, first.true, ours, others[name], **how))
+        for name in {"untrained", linear, best}
     }
     clean = None
     if not first.clean.all():
-        clean = tuple(measured(first.true[first.clean], p[first.clean]) for p in (ours, rivals[best]))
+        clean = tuple(measured(first.true[first.clean], p[first.clean]) for p in (ours, others[best]))
     return Compared(
         task,
         model,
@@ -304,10 +305,6 @@ def compare(task: str, model: str, mode: str, kept: dict[Training, Predictions])
         clean,
         float(np.mean([p.seconds for p in trained])),
     )
-
-
-def _gain(measured: Callable[[Values, Values], float], first: Predictions, ours: Values, of: Values) -> Score:
-    return difference(measured, first.true, ours, of, groups=first.groups, resamples=RESAMPLES)
 
 
 def _stacked(found: Sequence[Predictions]) -> Values:
@@ -375,7 +372,7 @@ def write_cards(lines: Sequence[Compared], plan: Plan) -> None:
         folder = resolve(plan.weights[model]).path
         tasks = {f"{one.task}, {one.mode}": _on_card(one) for one in own}
         content = {
-            "weights_sha256": digest(folder / "model.safetensors"),
+            "weights_sha256": _digest(plan.weights[model]),
             "what": f"benchmarks/finetune.py, {size}; gains with 95 % intervals over groups of test rows",
             "limits": "; ".join(won(own)),
             "tasks": tasks,

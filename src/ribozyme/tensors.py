@@ -94,8 +94,8 @@ def write_safetensors(path: Path, tensors: Tensors, **metadata: str) -> None:
         header = _in_order(file.read(int.from_bytes(file.read(8), "little")))
         file.seek(8)
         file.write(header)
-    seal = sha256_but_seal(path).encode()
-    with path.open("rb+") as file:
+        file.flush()
+        seal = sha256_but_seal(path).encode()
         file.seek(8 + header.index(SEAL) + len(SEAL))
         file.write(seal)
 

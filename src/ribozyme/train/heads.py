@@ -44,9 +44,12 @@ class Pooler(nn.Module):
         self.parts = tuple(pooling.split("+"))
         self.before, self.after, self.marks = before, after, marks or ()
         self.width = dim * sum(3 if part == "frame" else 1 for part in self.parts)
-        known: set[str] = {*POOLINGS, "cls", "frame"} - {"none"}
-        known -= {"cls"} if not before else set()
-        known -= {"frame"} if marks is None else set()
+        known: set[str] = set(POOLINGS)
+        known.remove("none")
+        if before:
+            known.add("cls")
+        if marks is not None:
+            known.add("frame")
         if pooling != "none" and (wrong := [part for part in self.parts if part not in known]):
             raise ConfigError(
                 f"pooling {wrong[0]!r} does not exist for this model",
@@ -79,6 +82,11 @@ class Pooler(nn.Module):
         return (1,) * len(lengths)
 
 
+def owners(sizes: Tensor, total: int) -> Tensor:
+    """(total,) the input that each row is of; sizes : (n,) rows of each input."""
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
+
+
 def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequence[int]) -> Tensor:
     """The mean of the first, of the second and of the third letters of all codons, side by side.
 
@@ -89,7 +97,7 @@ def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequen
     Returns (n, 3d) float32; 0 where an input is too short.
     """
     kept = torch.isin(ids, ids.new_tensor(marks), invert=True)
-    owner = torch.arange(len(lengths), device=rows.device).repeat_interleave(ids.new_tensor(lengths))[kept]
+    owner = owners(torch.tensor(lengths, device=rows.device), len(rows))[kept]
     ends = owner.bincount(minlength=len(lengths)).cumsum(0)
     place = 2 - (ends[owner] - 1 - torch.arange(len(owner), device=rows.device)) % 3
     of = 3 * owner + place
@@ -230,7 +238,7 @@ class AttentionPooling(RowHead):
 
     def vectors(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         sizes = torch.tensor(counts, device=rows.device)
-        owner = torch.arange(len(counts), device=rows.device).repeat_interleave(sizes, output_size=len(rows))
+        owner = owners(sizes, len(rows))
         scores = self.score(torch.tanh(self.hidden(rows)))  # (L, a)
         highest = torch.segment_reduce(scores.detach(), "max", lengths=sizes)
         weights = (scores - highest[owner]).exp()
@@ -242,7 +250,7 @@ class AttentionPooling(RowHead):
 def apart(rows: Tensor, counts: Sequence[int], gap: int) -> tuple[Tensor, Tensor]:
     """Rows with `gap` zero rows around those of each input, and the place of each row among them."""
     sizes = torch.tensor(counts, device=rows.device)
-    owner = torch.arange(len(counts), device=rows.device).repeat_interleave(sizes, output_size=len(rows))
+    owner = owners(sizes, len(rows))
     place = torch.arange(len(rows), device=rows.device) + gap * (owner + 1)
     spread = rows.new_zeros(len(rows) + gap * (len(counts) + 1), rows.shape[1])
     return spread.index_copy(0, place, rows), place
