@@ -51,6 +51,16 @@ def test_some_rows_are_those_of_all_with_gradients(sizes, kv_heads, causal, seed
         assert_close(*gradients, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_with_gradients_is_float32_rounded_at_the_end(autocast):
+    qkv, cu = random_qkv(60, 2, 2, seed=0, dtype=torch.bfloat16), cumulative([20, 40])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = attention(*qkv, cu)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, attention(*(x.float() for x in qkv), cu).bfloat16())
+    assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(ours.sum(), qkv))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_flash_kernel_is_told_where_queries_and_keys_begin(monkeypatch, causal):
     from torch.nn.attention import varlen
