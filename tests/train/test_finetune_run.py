@@ -103,7 +103,7 @@ def test_the_folder_holds_curve_and_log_and_the_saved_model_beside_them(rnafm, s
 
 def test_a_folder_with_a_training_on_other_data_is_an_error(rnafm, sequences, tmp_path):
     fit(rnafm, sequences, tmp_path)
-    with pytest.raises(ConfigError, match="holds a run with data"):
+    with pytest.raises(ConfigError, match="holds a run with inputs and labels"):
         fit(rnafm, sequences[::-1], tmp_path)
     with pytest.raises(ConfigError, match="holds a run with"):
         fit(rnafm, sequences, tmp_path, learning_rate=0.02)

@@ -227,5 +227,5 @@ def test_a_solved_head_in_a_folder_is_logged_and_comes_out_the_same_again(
     assert (tmp_path / "curve.png").stat().st_size > 0
     again.fit(sequences, numbers, folder=tmp_path)
     np.testing.assert_array_equal(first.outputs(sequences), again.outputs(sequences))
-    with pytest.raises(rz.errors.ConfigError, match="holds a run with data"):
+    with pytest.raises(rz.errors.ConfigError, match="holds a run with inputs and labels"):
         FineTuned(rnafm, task="regression").fit(sequences, numbers + 1, folder=tmp_path)

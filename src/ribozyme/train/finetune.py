@@ -211,7 +211,7 @@ class FineTuned:
             "task": self.task,
             "layers": layers,
             "lora_rank": self.lora_rank,
-            "data": examples.digest(),
+            "inputs and labels": examples.digest(),
         }
         fitting = Fitting(
             network=network,
