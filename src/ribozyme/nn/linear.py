@@ -9,7 +9,9 @@ class Linear(nn.Linear):
     """`nn.Linear` that casts its input to the type of its weight: a float32 stream, bfloat16 products."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+        if not torch.is_autocast_enabled(input.device.type):  # which casts both by itself
+            input = input.to(self.weight.dtype)
+        return F.linear(input, self.weight, self.bias)
 
 
 def set_matmul_dtype(module: nn.Module, dtype: torch.dtype) -> None:
