@@ -183,6 +183,7 @@ def test_alike_sequences_stay_in_one_part(run, frame, rna, tmp_path):
         ({}, ("--task", "ranking"), "task 'ranking' does not exist"),
         ({}, ("--layers", "some"), "layers 'some' is no number"),
         ({}, ("--split", "scaffold"), "split 'scaffold' does not exist"),
+        ({}, ("--precision", "float8"), "precision 'float8' does not exist"),
         ({}, ("--model", "no-such-model"), "no-such-model"),
     ],
 )

@@ -107,6 +107,8 @@ def test_a_folder_with_a_training_on_other_data_is_an_error(rnafm, sequences, tm
         fit(rnafm, sequences[::-1], tmp_path)
     with pytest.raises(ConfigError, match="holds a run with"):
         fit(rnafm, sequences, tmp_path, learning_rate=0.02)
+    with pytest.raises(ConfigError, match="holds a run with precision 'float32', not 'bfloat16'"):
+        fit(rnafm, sequences, tmp_path, precision="bfloat16")
 
 
 def test_a_fine_tuning_stops_early_and_keeps_the_best_epoch(rnafm, sequences):

@@ -50,6 +50,7 @@ def finetune(
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="leave out rows without label")
     ] = False,
+    precision: Annotated[str, typer.Option(help="of a descent: auto, float32 or bfloat16")] = "float32",
     overlong: Annotated[str, typer.Option(help="sequences past the window: error, truncate")] = "error",
     baselines: Annotated[bool, typer.Option("--baselines", help="also fit simple predictors")] = False,
     seed: Annotated[int, typer.Option(help="of parts, first weights and order")] = 0,
@@ -81,6 +82,7 @@ def finetune(
         learning_rate=learning_rate,
         batch_size=batch_size,
         validation=0,  # its part is given
+        precision=precision,
         overlong=overlong,
         seed=seed,
         device=device,

@@ -89,7 +89,7 @@ class Descent:
             **about,
             "rate": [type(descent).__name__, *(group["lr"] for group in descent.param_groups)],
             **asdict(loop.schedule),
-            **{name: getattr(self, name) for name in ("batch_size", "clip", "patience", "seed")},
+            **{name: getattr(self, name) for name in ("batch_size", "clip", "patience", "precision", "seed")},
         }
         return loop.train(
             network,

@@ -57,6 +57,7 @@ class Estimator(BaseEstimator):
     batch_tokens : tokens at once; bounds the memory, not the result
     validation : share of the training examples (of each class; of `groups`) to choose the best epoch by; or 0
     patience : see `epochs`
+    precision : of a descent: `float32`, `bfloat16` or `auto`, as of `Loop`
     overlong : for sequences past the window: `error` or `truncate`
     seed : of the head's first weights, the held-back part, the order and dropout
     device : as in `ribozyme.load`
@@ -86,6 +87,7 @@ class Estimator(BaseEstimator):
     batch_tokens: int | None = None
     validation: float = 0.1
     patience: int | None = 10
+    precision: str = "float32"
     overlong: Overlong = "error"
     seed: int = 0
     device: str = "auto"
@@ -145,6 +147,7 @@ class Estimator(BaseEstimator):
             groups=None if groups is None else groups[train],
             patience=None if validation is None else self.patience,
             folder=None if folder is None else Path(folder),
+            precision=self.precision,
         )
         self.tuned_, self.validation_ = tuned, held
         self._learnt(labels)
