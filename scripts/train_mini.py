@@ -62,7 +62,7 @@ def rnafm_mini(device: torch.device) -> Mini:
     tokenizer: Any = Tokenizer(config.vocabulary)  # its types are narrower than those that a model asks for
     table = pd.read_parquet(DATA / "ncrna" / "corpus.parquet", columns=["id", "sequence"])
     model, corpus = SequenceModel(module, tokenizer, device), unlike(table, data.rnas()["sequence"])
-    recipe = Recipe(steps=7000, step_tokens=4096, longest=512)
+    recipe = Recipe(steps=1500, step_tokens=4096, longest=512)
     return Mini(
         model=model,
         corpus=corpus,
@@ -111,7 +111,7 @@ def helix_mrna_mini(device: torch.device) -> Mini:
     columns = ["id", "sequence", "cds_start", "cds_end"]
     table = pd.read_parquet(DATA / "mrna" / "corpus.parquet", columns=columns)
     model, corpus = SequenceModel(module, Tokenizer(), device), unlike(table, data.mrnas()["sequence"])
-    recipe = Recipe(steps=14_000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3)
+    recipe = Recipe(steps=4000, step_tokens=2048, longest=1024, coding="mark", learning_rate=3e-3)
     return Mini(
         model=model,
         corpus=corpus,
