@@ -82,11 +82,6 @@ class Pooler(nn.Module):
         return (1,) * len(lengths)
 
 
-def owners(sizes: Tensor, total: int) -> Tensor:
-    """(total,) the input that each row is of; sizes : (n,) rows of each input."""
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
-
-
 def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequence[int]) -> Tensor:
     """The mean of the first, of the second and of the third letters of all codons, side by side.
 
@@ -97,13 +92,14 @@ def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequen
     Returns (n, 3d) float32; 0 where an input is too short.
     """
     kept = torch.isin(ids, ids.new_tensor(marks), invert=True)
-    owner = owners(torch.tensor(lengths, device=rows.device), len(rows))[kept]
+    sizes = torch.tensor(lengths, device=rows.device)
+    owner = torch.repeat_interleave(sizes, output_size=len(rows))[kept]
     ends = owner.bincount(minlength=len(lengths)).cumsum(0)
     place = 2 - (ends[owner] - 1 - torch.arange(len(owner), device=rows.device)) % 3
     of = 3 * owner + place
-    sizes = of.bincount(minlength=3 * len(lengths))
-    sums = torch.segment_reduce(rows[kept][of.argsort(stable=True)].float(), "sum", lengths=sizes)
-    return (sums / sizes.clamp(min=1)[:, None]).view(len(lengths), -1)
+    counts = of.bincount(minlength=3 * len(lengths))
+    sums = torch.segment_reduce(rows[kept][of.argsort(stable=True)].float(), "sum", lengths=counts)
+    return (sums / counts.clamp(min=1)[:, None]).view(len(lengths), -1)
 
 
 class Scaler(nn.Module):
@@ -238,7 +234,7 @@ class AttentionPooling(RowHead):
 
     def vectors(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         sizes = torch.tensor(counts, device=rows.device)
-        owner = owners(sizes, len(rows))
+        owner = torch.repeat_interleave(sizes, output_size=len(rows))
         scores = self.score(torch.tanh(self.hidden(rows)))  # (L, a)
         highest = torch.segment_reduce(scores.detach(), "max", lengths=sizes)
         weights = (scores - highest[owner]).exp()
@@ -250,7 +246,7 @@ class AttentionPooling(RowHead):
 def apart(rows: Tensor, counts: Sequence[int], gap: int) -> tuple[Tensor, Tensor]:
     """Rows with `gap` zero rows around those of each input, and the place of each row among them."""
     sizes = torch.tensor(counts, device=rows.device)
-    owner = owners(sizes, len(rows))
+    owner = torch.repeat_interleave(sizes, output_size=len(rows))
     place = torch.arange(len(rows), device=rows.device) + gap * (owner + 1)
     spread = rows.new_zeros(len(rows) + gap * (len(counts) + 1), rows.shape[1])
     return spread.index_copy(0, place, rows), place
