@@ -1,6 +1,7 @@
 """`ribozyme finetune | predict | evaluate`, as a user types them."""
 
 import json
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -90,11 +91,13 @@ def test_baselines_stand_beside_and_see_only_the_training_part(run, table, rna, 
     assert found["scores"]["k-mers"]["spearman"]["value"] > 0.8
     assert found["gain"]["metric"] == "spearman"
     table.rename(tmp_path / "moved.csv")
-    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "moved.csv", "--baselines")
+    assert run("evaluate", tmp_path / "run", tmp_path / "moved.csv", "--baselines")[0] == 0
+    pd.read_csv(tmp_path / "moved.csv").iloc[40:].to_csv(tmp_path / "other.csv", index=False)
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "other.csv", "--baselines")
     assert status == 1
     assert "the training table is not there any more" in err
     moved = ("--training", tmp_path / "moved.csv")
-    assert run("evaluate", tmp_path / "run", tmp_path / "moved.csv", "--baselines", *moved)[0] == 0
+    assert run("evaluate", tmp_path / "run", tmp_path / "other.csv", "--baselines", *moved)[0] == 0
 
 
 def test_labels_of_letters_and_several_targets(run, table, frame, rna, tmp_path):
@@ -178,7 +181,7 @@ def test_alike_sequences_stay_in_one_part(run, frame, rna, tmp_path):
         ({"split": "fold1"}, ("--split-column", "split"), "'split' has 'fold1' in row 1"),
         ({"split": "test"}, ("--split-column", "split"), "no row is for training"),
         ({"marks": "(."}, ("--target", "marks", "--task", "token"), "letters and 2 labels"),
-        ({"marks": 3}, ("--target", "marks", "--task", "token"), "3 is a single label"),
+        ({"marks": "[1 2]"}, ("--target", "marks", "--task", "token"), "row 1: the labels are no JSON list"),
         ({"sequence": "AC GT"}, (), "which is no letter"),
         ({}, ("--task", "ranking"), "task 'ranking' does not exist"),
         ({}, ("--layers", "some"), "layers 'some' is no number"),
@@ -257,3 +260,162 @@ def test_a_cell_table_needs_its_column(run, tmp_path):
     status, _, err = run(*words)
     assert status == 1
     assert "no column 'kind'" in err
+
+
+def regression(folder, rna, *words):
+    return ("finetune", folder / "t.csv", "-o", folder / "run", "--model", rna, "--target", "share",
+            "--task", "regression", "--split-column", "split", *words)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("--pooling", "max"), ("--head", "linear"), ("--epochs", "4"), ("--layers", "0", "--head", "attention")],
+)
+def test_a_run_of_other_settings_is_kept(run, frame, rna, tmp_path, change):
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    words = regression(tmp_path, rna, "--head", "mlp", "--epochs", "1")
+    assert run(*words)[0] == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    status, _, err = run(*words, *change)
+    assert status == 1
+    assert "holds a run with" in err
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (59, "sequence", "AC GT", "row 60"),
+        (59, "sequence", "A" * 70, "'s59' has 70 letters"),
+        (59, "share", "inf", "the first at position 59"),
+        (58, "share", ">10", "row 59: 'share' holds '>10', which is no number"),
+    ],
+)
+def test_the_test_part_is_looked_at_before_the_training(
+    run, frame, rna, tmp_path, row, column, value, message
+):
+    odd = frame.astype({"share": object})
+    odd.loc[row, column] = value
+    odd.to_csv(tmp_path / "t.csv", index=False)
+    status, _, err = run(*regression(tmp_path, rna, "--epochs", "1"))
+    assert status == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_the_test_part_alone_is_said_before_the_training(run, frame, rna, tmp_path):
+    frame.assign(kind=[*frame["kind"][:59], "odd"]).to_csv(tmp_path / "t.csv", index=False)
+    words = regression(tmp_path, rna, "--epochs", "1", "--target", "kind", "--task", "classification")
+    status, _, err = run(*words)
+    assert status == 1
+    assert "does not know: odd" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_of_the_training_are_counted_when_they_are_evaluated(run, frame, rna, tmp_path):
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert run(*regression(tmp_path, rna))[0] == 0
+    frame.to_csv(tmp_path / "longer.csv", index=False, lineterminator="\r\n")
+    status, out, err = run("evaluate", tmp_path / "run", tmp_path / "longer.csv")
+    assert status == 0
+    assert "60 inputs" in out
+    assert "48 of 60 inputs were in the training" in err
+    frame.iloc[48:].assign(sequence=lambda t: t["sequence"].str.lower()).to_csv(tmp_path / "n.csv")
+    assert "in the training" not in run("evaluate", tmp_path / "run", tmp_path / "n.csv")[2]
+    frame.iloc[:3].assign(sequence=lambda t: t["sequence"].str.replace("U", "t")).to_csv(tmp_path / "s.csv")
+    assert "3 of 3 inputs" in run("evaluate", tmp_path / "run", tmp_path / "s.csv")[2]
+
+
+def test_folders_of_cells_are_told_apart_by_what_is_in_them(run, tmp_path):
+    cells = rz.data.cells()[:40].copy()
+    cells.obs["kind"] = np.where(np.arange(40) % 2, "a", "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of formats to come
+        cells.write_zarr(tmp_path / "one.zarr")
+        cells[::-1].copy().write_zarr(tmp_path / "two.zarr")
+    words = ("--target", "kind", "--task", "classification", "--test", "0.2")
+    assert run("finetune", tmp_path / "one.zarr", "-o", tmp_path / "run", *words)[0] == 0
+    assert "8 inputs" in run("evaluate", tmp_path / "run", tmp_path / "one.zarr")[1]
+    _, out, err = run("evaluate", tmp_path / "run", tmp_path / "two.zarr")
+    assert "40 inputs" in out
+    assert "32 of 40 inputs were in the training" in err
+
+
+@pytest.mark.parametrize(
+    ("written", "classes"),
+    [
+        (["1", "2"], [1, 2]),
+        (["01", "1"], ["01", "1"]),
+        (["1", "x"], ["1", "x"]),
+        (["1.0", "2.0"], [1, 2]),
+        (["True", "False"], [0, 1]),
+    ],
+)
+def test_classes_are_read_as_they_are_written(run, frame, rna, tmp_path, written, classes):
+    frame.assign(kind=written * 30).to_csv(tmp_path / "t.csv", index=False)
+    words = regression(tmp_path, rna, "--target", "kind", "--task", "classification")
+    assert run(*words)[0] == 0
+    assert rz.load(tmp_path / "run").classes_.tolist() == classes
+    frame.assign(kind=[written[0]] * 60).iloc[48:].to_csv(tmp_path / "new.csv")  # of one class alone
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "new.csv")
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        ({}, ("--class-weight", "balanced"), "class weights are of classes"),
+        ({}, ("--learning-rate", "nan"), "learning_rate nan"),
+        ({}, ("--target", "share,share"), "'share' is named twice"),
+        ({"group": [None, *"ab" * 29, "c"]}, ("--group-column", "group"), "1 rows have no group in 'group'"),
+    ],
+)
+def test_more_that_is_wrong_is_one_error(run, frame, rna, tmp_path, change, words, message):
+    frame.assign(**change).to_csv(tmp_path / "t.csv", index=False)
+    status, _, err = run(*regression(tmp_path, rna, *words))
+    assert status == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_cannot_be_written_or_read_are_one_error(run, frame, rna, tmp_path):
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert run(*regression(tmp_path, rna))[0] == 0
+    for words in (("predict", "-o", "no/p.csv"), ("evaluate", "-o", "no/m.json")):
+        status, _, err = run(words[0], tmp_path / "run", tmp_path / "t.csv", "-o", tmp_path / words[2])
+        assert (status, "there is no folder" in err) == (1, True)
+    (tmp_path / "file").write_text("")
+    status, _, err = run(*regression(tmp_path, rna), "-o", tmp_path / "file")
+    assert (status, "is a file" in err) == (1, True)
+    frame.to_csv(tmp_path / "t.csv.gz", index=False)
+    cut = (tmp_path / "t.csv.gz").read_bytes()[:-200]
+    (tmp_path / "t.csv.gz").write_bytes(cut)
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "t.csv.gz")
+    assert (status, "cannot be read as a table" in err) == (1, True)
+    (tmp_path / "run" / "data.json").write_text("{}")
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "t.csv")
+    assert (status, "does not say 'table'" in err) == (1, True)
+    (tmp_path / "run" / "estimator.json").unlink()
+    status, _, err = run("predict", tmp_path / "run", tmp_path / "t.csv", "-o", tmp_path / "p.csv")
+    assert (status, "not the folder of a finished run" in err) == (1, True)
+
+
+def test_another_table_is_evaluated_by_its_own_columns(run, frame, rna, tmp_path):
+    groups = np.arange(60) // 2
+    frame.assign(group=groups).to_csv(tmp_path / "t.csv", index=False)
+    assert run(*regression(tmp_path, rna, "--group-column", "group"))[0] == 0
+    other = frame.iloc[48:].rename(columns={"sequence": "utr"})
+    other["share"] = other["share"].mask(other.index == 48)
+    other.to_csv(tmp_path / "o.csv", index=False)
+    words = ("evaluate", tmp_path / "run", tmp_path / "o.csv", "--sequence-column", "utr")
+    assert "--drop-missing" in run(*words)[2]
+    status, out, err = run(*words, "--drop-missing")
+    assert (status, "11 inputs" in out) == (0, True), err
+    assert "1 of 12 rows have no label" in err
+    long = pd.DataFrame({"id": ["long"], "sequence": ["A" * 70]})
+    long.to_csv(tmp_path / "long.csv", index=False)
+    words = ("predict", tmp_path / "run", tmp_path / "long.csv", "-o", tmp_path / "p.csv")
+    status, _, err = run(*words)
+    assert (status, "choose 'truncate'" in err) == (1, True)
+    assert run(*words, "--overlong", "truncate")[0] == 0

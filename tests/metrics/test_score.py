@@ -94,8 +94,11 @@ def test_a_score_is_readable_and_goes_into_json():
 def test_what_cannot_be_resampled_is_refused():
     with pytest.raises(InputError, match="different lengths: 2, 3"):
         bootstrap(mean, [1, 2], [1, 2, 3])
-    with pytest.raises(InputError, match="different lengths"):
+    with pytest.raises(InputError, match="1 groups for 2 examples"):
         bootstrap(mean, [1, 2], groups=[1])
+    for missing in (None, np.nan):
+        with pytest.raises(InputError, match="1 groups are missing"):
+            bootstrap(mean, [1, 2], groups=["a", missing])
     with pytest.raises(InputError, match="no examples"):
         bootstrap(mean, [])
     with pytest.raises(ConfigError, match=r"confidence 1\.5"):

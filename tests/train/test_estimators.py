@@ -396,7 +396,7 @@ def test_bad_labels_are_one_clear_error_before_anything_long(kind, y, message, r
 def test_bad_inputs_and_settings_are_named(rnafm, sequences, classes):
     with pytest.raises(InputError, match="no inputs"):
         rz.Classifier(rnafm).fit([], [])
-    with pytest.raises(InputError, match="3 groups for 32 inputs"):
+    with pytest.raises(InputError, match="3 groups for 32 examples"):
         rz.Classifier(rnafm).fit(sequences, classes, groups=[1, 2, 3])
     with pytest.raises(ConfigError, match="reads the letters"):
         rz.Classifier(rnafm, head="textcnn", pooling="mean").fit(sequences, classes)
@@ -404,3 +404,42 @@ def test_bad_inputs_and_settings_are_named(rnafm, sequences, classes):
         rz.TokenClassifier(rnafm, head="textcnn").fit(sequences, sequences)
     with pytest.raises(ConfigError, match="class_weight names 'rRNA'"):
         rz.Classifier(rnafm, class_weight={"rRNA": 2}).fit(sequences, classes)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be"),
+        ({"seed": -1}, "seed -1 must be"),
+        ({"layers": 1.5}, r"layers 1\.5 must be"),
+        ({"validation": 1.0}, r"validation 1\.0 must be"),
+        ({"learning_rate": np.nan}, "learning_rate nan"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(rnafm, sequences, classes, how, message):
+    with pytest.raises(ConfigError, match=message):
+        rz.Classifier(rnafm, **how).fit(sequences, classes)
+
+
+def test_groups_and_validation_data_are_looked_at(rnafm, sequences, classes):
+    with pytest.raises(InputError, match="1 groups are missing"):
+        rz.Classifier(rnafm).fit(sequences, classes, groups=[None, *range(31)])
+    with pytest.raises(ConfigError, match="a pair of inputs and labels"):
+        rz.Classifier(rnafm).fit(sequences, classes, validation_data=(sequences,))
+    fitted = rz.Classifier(rnafm).fit(sequences, classes)
+    with pytest.raises(InputError, match="2 groups for 32 examples"):
+        fitted.evaluate(sequences, classes, groups=[1, 2])
+
+
+def test_settings_of_numpy_are_saved_and_fitted_again(rnafm, sequences, classes, tmp_path):
+    weights = {name: np.float64(2.0) for name in np.unique(classes)}
+    how = {"class_weight": weights, "batch_size": np.int64(8), "seed": np.int64(3), "layers": np.int64(0)}
+    fitted = rz.Classifier(rnafm, **how).fit(sequences, classes, folder=tmp_path / "training")
+    fitted.save(tmp_path)
+    again = rz.load(tmp_path)
+    assert again.class_weight == weights
+    assert (again.batch_size, again.seed, again.layers) == (8, 3, 0)
+    again.set_params(model=rnafm).fit(sequences, classes)
+    numbered = rz.Classifier(rnafm, class_weight={0: 1.0, 1: 3.0}).fit(sequences, [0, 1] * 16)
+    numbered.save(tmp_path / "numbered")
+    assert rz.load(tmp_path / "numbered").class_weight == {0: 1.0, 1: 3.0}

@@ -162,3 +162,37 @@ def test_two_processes_fine_tune_as_one(tmp_path):
     one, two = (json.loads((tmp_path / name / "curve.json").read_text()) for name in ("one", "two"))
     for column in ("loss", "validation_loss", "norm"):
         np.testing.assert_allclose(one[column], two[column], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "named"),
+    [
+        ({"pooling": "max"}, {}, "pooling 'mean', not 'max'"),
+        ({"hidden": 5}, {}, "hidden None, not 5"),
+        ({"standardise": True}, {}, "standardise False, not True"),
+        ({}, {"weight_decay": 0.5}, "weight_decay 0.01, not 0.5"),
+        ({}, {"sorted_steps": 2}, "sorted_steps 1, not 2"),
+        ({}, {"loss": torch.nn.functional.l1_loss}, "loss 'of the task', not 'own'"),
+    ],
+)
+def test_a_folder_with_a_training_of_other_settings_is_an_error(
+    rnafm, sequences, tmp_path, settings, how, named
+):
+    fit(rnafm, sequences, tmp_path)
+    with pytest.raises(ConfigError, match="holds a run with " + named):
+        fit(rnafm, sequences, tmp_path, settings=settings, **how)
+
+
+def test_a_folder_with_a_training_of_another_network_is_an_error(rnafm, sequences, tmp_path):
+    fit(rnafm, sequences, tmp_path)
+    with pytest.raises(ConfigError, match="holds a run with first weights"):
+        fit(rnafm.untrained(1), sequences, tmp_path)
+
+
+def test_a_folder_in_which_nothing_was_computed_takes_other_settings(rnafm, sequences, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            fit(rnafm, sequences, tmp_path)
+    assert (tmp_path / "run.json").is_file()
+    fit(rnafm, sequences, tmp_path, learning_rate=0.02)

@@ -53,7 +53,10 @@ def test_numbers_are_read_from_whatever_holds_them(labels):
     assert known.mean == pytest.approx((7 / 3,))
 
 
-@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=2), min_size=1, max_size=8))
+EIGHTHS = st.integers(-8_000, 8_000).map(lambda n: n / 8)
+
+
+@given(st.lists(st.lists(EIGHTHS, min_size=2, max_size=2), min_size=1, max_size=8))
 def test_predictions_come_back_in_the_units_of_the_labels(rows):
     known = Labels.seen("regression", rows, len(rows))
     assert all(scale > 0 for scale in known.scale)  # also where all labels are the same
@@ -110,3 +113,30 @@ def test_what_labels_say_of_themselves_is_checked():
         Labels(task="classification", outputs=2, classes=("a",))
     with pytest.raises(ConfigError, match="task"):
         Labels(task="ranking", outputs=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1e6, 1e6 + 0.5, 1e6 + 1], "vary by less than 1e-05 of their size"),
+        ([1.0, 1e39], "too large for float32"),
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart_are_refused(numbers, message):
+    with pytest.raises(InputError, match=message):
+        Labels.seen("regression", numbers, len(numbers))
+    assert Labels.seen("regression", [0.1] * 30, 30).scale == (1.0,)  # the same number is no such case
+
+
+def test_a_class_is_told_by_its_text():
+    mixed = Labels.seen("classification", np.array([1, "2", 2, "x"], dtype=object), 4)
+    assert mixed.classes == ("1", "2", "x")
+    assert mixed.encode([2, 1, 1], 3).tolist() == [1, 0, 0]
+    assert Labels.seen("classification", [1, 2], 2).encode(["2", "1"], 2).tolist() == [1, 0]
+    weighed = Labels.seen("classification", [1, "x"], 2, class_weight={1: 3.0})
+    assert weighed.weights == (3.0, 1.0)
+
+
+def test_dates_are_no_classes():
+    with pytest.raises(InputError, match="dates or times"):
+        Labels.seen("classification", pd.to_datetime(["2020-01-01", "2021-01-01"]), 2)

@@ -7,14 +7,18 @@ import typer
 
 from ribozyme.cli.language import Device
 from ribozyme.cli.runs import (
+    DropMissing,
+    Overlong,
     Run,
     Table,
     check_choice,
+    check_writable,
     columns_of,
     digest_of,
     read_about,
     report,
     training_part,
+    warn_of_seen,
 )
 from ribozyme.errors import InputError
 
@@ -30,7 +34,15 @@ def evaluate(
     training: Annotated[
         Path | None, typer.Option(help="the training table, if it is not where it was")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the intervals")] = 0,
+    sequence_column: Annotated[
+        str | None, typer.Option(help="column of sequences; default: that of the run")
+    ] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="rows of a group are drawn together; default: that of the run, if any")
+    ] = None,
+    drop_missing: DropMissing = False,
+    overlong: Overlong = None,
+    seed: Annotated[int, typer.Option(help="of the intervals", min=0)] = 0,
     device: Device = "auto",
 ) -> None:
     """Score a run on labelled inputs, with intervals; print a table, write JSON."""
@@ -39,9 +51,13 @@ def evaluate(
 
     check_choice("part", part, ("auto", "train", "validation", "test", "all"))
     about = read_about(run)
+    if output is not None:
+        check_writable(output)
     known = digest_of(input) == about["digest"]
-    columns = dict(about) if known else {**about, "split_column": None}
-    data = read_labelled(input, **columns_of(columns))
+    given = {"sequence_column": sequence_column or about["sequence_column"], "drop_missing": drop_missing}
+    given |= {"split_column": None, "group_column": group_column or about["group_column"]}
+    columns = columns_of(about if known else about | given)
+    data = read_labelled(input, **columns, groups_optional=group_column is None)
     if known and part != "all":
         part = "test" if part == "auto" and about["parts"]["test"] else part
         part = "validation" if part == "auto" and about["parts"]["validation"] else part
@@ -51,7 +67,11 @@ def evaluate(
         raise InputError(f"{input} is not the table of the run, so it has no {part!r} part")
     if not len(data):
         raise InputError(f"there are no rows in the {part!r} part")
+    if not known:
+        warn_of_seen(data, about, input)
     fitted = None
     if baselines:
-        fitted = training_part(about, training)
-    report(load(run, device=device), data, fitted, output, part if known and part != "auto" else "", seed)
+        fitted = training_part(about, input if known and training is None else training)
+    estimator = load(run, device=device)
+    estimator.overlong = overlong or estimator.overlong
+    report(estimator, data, fitted, output, part if known and part != "auto" else "", seed)

@@ -12,6 +12,7 @@ from ribozyme.cli.runs import (
     DATA,
     METRICS,
     TRAINING,
+    DropMissing,
     Table,
     check_choice,
     columns_of,
@@ -32,14 +33,16 @@ def finetune(
     layers: Annotated[
         str, typer.Option(help="trained beside the head: 0, a number of last layers, all")
     ] = "0",
-    lora_rank: Annotated[int | None, typer.Option(help="train LoRA adapters of this rank")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="train LoRA adapters of this rank", min=1)] = None,
     pooling: Annotated[
         str | None, typer.Option(help="mean, max, first, last, cls, frame, mean+last ...")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="at most; default 100 of a head alone, else 20")] = None,
-    patience: Annotated[int, typer.Option(help="epochs that are no better after which to stop")] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(help="at most; default 100 of a head alone, else 20", min=1)
+    ] = None,
+    patience: Annotated[int, typer.Option(help="epochs that are no better after which to stop", min=1)] = 10,
     learning_rate: Annotated[float | None, typer.Option(help="default: by what is trained")] = None,
-    batch_size: Annotated[int, typer.Option(help="inputs of a step")] = 16,
+    batch_size: Annotated[int, typer.Option(help="inputs of a step", min=1)] = 16,
     class_weight: Annotated[str | None, typer.Option(help="balanced: all classes count alike")] = None,
     sequence_column: Annotated[str | None, typer.Option(help="column of sequences")] = None,
     split_column: Annotated[str | None, typer.Option(help="column with train, val, test")] = None,
@@ -47,13 +50,11 @@ def finetune(
     split: Annotated[str, typer.Option(help="clusters (alike sequences stay together), random")] = "clusters",
     validation: Annotated[float, typer.Option(help="share to choose the best epoch by")] = 0.1,
     test: Annotated[float, typer.Option(help="share to test on")] = 0.1,
-    drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="leave out rows without label")
-    ] = False,
+    drop_missing: DropMissing = False,
     precision: Annotated[str, typer.Option(help="of a descent: auto, float32 or bfloat16")] = "float32",
     overlong: Annotated[str, typer.Option(help="sequences past the window: error, truncate")] = "error",
     baselines: Annotated[bool, typer.Option("--baselines", help="also fit simple predictors")] = False,
-    seed: Annotated[int, typer.Option(help="of parts, first weights and order")] = 0,
+    seed: Annotated[int, typer.Option(help="of parts, first weights and order", min=0)] = 0,
     device: Device = "auto",
 ) -> None:
     """Train a predictor of a column of a table; stopped, the same command goes on."""
@@ -61,6 +62,8 @@ def finetune(
 
     check_choice("task", task, ("regression", "classification", "token"))
     check_choice("split", split, ("clusters", "random"))
+    if output.is_file():
+        raise ConfigError(f"{output} is a file", hint="a run is kept in a folder")
     source = {
         "target": target,
         "task": task,
@@ -69,7 +72,7 @@ def finetune(
         "group_column": group_column,
         "drop_missing": drop_missing,
     }
-    data = read_labelled(table, **columns_of(source))
+    data, digest = read_labelled(table, **columns_of(source)), digest_of(table)
     chosen = model if model != "auto" else "scgpt-mini" if hasattr(data.X, "obs") else "rnafm-mini"
     estimator = _estimator(task, data.y, class_weight)(
         chosen,
@@ -92,11 +95,13 @@ def finetune(
     rows = {name: getattr(parts, name).tolist() for name in ("train", "validation", "test")}
     training, held, tested = (data.of(of) for of in (parts.train, parts.validation, parts.test))
     training = replace(training, groups=None if groups is None else groups[parts.train])
+    estimator.check(data.X, data.y, training.y)  # the test part too, before anything long
     _fit(estimator, training, held, output)
     sizes = ", ".join(f"{name} {len(of):,}" for name, of in rows.items())
     print(f"{output}: {sizes} inputs", file=sys.stderr)
-    about = {"table": str(table.resolve()), **source, "split": split, "digest": digest_of(table)}
-    write_json(output / DATA, {**about, "parts": rows})
+    about = {"table": str(table.resolve()), **source, "split": split, "digest": digest, "parts": rows}
+    seen = sorted({*training.digests(), *held.digests()})
+    write_json(output / DATA, {**about, "seen": seen})
     judged, name = (tested, "test") if len(tested) else (held, "validation")
     if len(judged):
         report(estimator, judged, training if baselines else None, output / METRICS, name, seed)
@@ -105,7 +110,6 @@ def finetune(
 
 def _fit(estimator: Any, training: Any, held: Any, output: Path) -> None:
     """Train in a folder, or go on there, and save."""
-    output.mkdir(parents=True, exist_ok=True)
     estimator.fit(
         training.X,
         training.y,
@@ -129,6 +133,8 @@ def _estimator(task: str, y: Any, class_weight: str | None) -> Any:
     else:
         text = any(isinstance(label, str) for one in y for label in one)
         kind = TokenClassifier if text else TokenRegressor
+    if class_weight and not issubclass(kind, Classifier):
+        raise ConfigError("class weights are of classes; these labels are numbers", hint="leave it out")
     return partial(kind, class_weight=class_weight) if class_weight else kind
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ribozyme.cli.language import Device
-from ribozyme.cli.runs import Run, check_choice, read_about
+from ribozyme.cli.runs import Overlong, Run, check_choice, check_writable, read_about
 
 CHUNK = 4096
 """Inputs that are predicted before they are written."""
@@ -21,6 +21,7 @@ def predict(
     sequence_column: Annotated[
         str | None, typer.Option(help="column of sequences in a table; default: that of the run")
     ] = None,
+    overlong: Overlong = None,
     device: Device = "auto",
 ) -> None:
     """Predict for new inputs with a trained run."""
@@ -28,16 +29,19 @@ def predict(
     from ribozyme.io.sequences import has_columns
     from ribozyme.loading import load
 
-    check_choice("suffix", output.suffix, (".csv", ".tsv", ".parquet", ".json"))
+    suffix = output.suffix.lower()
+    check_choice("suffix", suffix, (".csv", ".tsv", ".parquet", ".json"))
+    check_writable(output)
     about = read_about(run)
     estimator = load(run, device=device)
+    estimator.overlong = overlong or estimator.overlong
     targets = about["target"].split(",")
     if sequence_column is None and has_columns(input):
         sequence_column = about["sequence_column"]
     with AtomicFile(output) as temporary:
         _write_frames(
             temporary,
-            output.suffix,
+            suffix,
             (_frame(estimator, names, X, targets) for names, X in _chunks(estimator, input, sequence_column)),
         )
 

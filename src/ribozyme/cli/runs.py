@@ -2,7 +2,7 @@
 
 ::
 
-    data.json       the table, its columns, and the rows of each part
+    data.json       the table, its columns, the rows of each part, and what tells the inputs that were learnt
     metrics.json    scores on the test part
     training/       the log, the picture of the losses, and the checkpoint to go on from
 """
@@ -17,20 +17,29 @@ import typer
 from ribozyme.errors import ConfigError, InputError
 
 DATA, METRICS, TRAINING = "data.json", "metrics.json", "training"
+COLUMNS = ("sequence_column", "split_column", "group_column", "drop_missing")
+ABOUT = ("table", "target", "task", "split", "digest", "parts", "seen", *COLUMNS)
 Table = Annotated[
     Path, typer.Argument(help="table with sequences and labels (.csv, .tsv, .parquet), or .h5ad")
 ]
 Run = Annotated[Path, typer.Argument(help="folder of a run")]
+DropMissing = Annotated[bool, typer.Option("--drop-missing", help="leave out rows without label")]
+Overlong = Annotated[
+    str | None, typer.Option(help="sequences past the window: error, truncate; default: as of the run")
+]
 
 
 def read_about(run: Path) -> dict[str, Any]:
     from ribozyme.checkpoint import read_json
+    from ribozyme.loading import ESTIMATOR
 
-    if not (run / DATA).is_file():
+    if not (run / DATA).is_file() or not (run / ESTIMATOR).is_file():
         raise InputError(
             f"{run}: this is not the folder of a finished run", hint="made by `ribozyme finetune`"
         )
     about: dict[str, Any] = read_json(run / DATA)
+    if missing := [name for name in ABOUT if name not in about]:
+        raise InputError(f"{run / DATA}: is damaged, it does not say {missing[0]!r}", hint="train anew")
     return about
 
 
@@ -46,20 +55,51 @@ def training_part(about: dict[str, Any], path: Path | None) -> Any:
     if digest_of(path) != about["digest"]:
         raise InputError(f"{path}: this is not the table that the run was trained on; it was changed")
     data = read_labelled(path, **columns_of(about))
-    groups = groups_of(data, about.get("split", "random"))
+    groups = groups_of(data, about["split"])
     return replace(data, groups=groups).of(about["parts"]["train"])
 
 
 def columns_of(about: dict[str, Any]) -> dict[str, Any]:
     """What `read_labelled` is told."""
-    kept = {key: about[key] for key in ("sequence_column", "split_column", "group_column", "drop_missing")}
+    kept = {key: about[key] for key in COLUMNS}
     return {"targets": about["target"].split(","), "kind": about["task"], **kept}
 
 
 def digest_of(path: Path) -> str:
+    """Of a file, or of all files of a folder."""
+    from hashlib import sha256
+
     from ribozyme.files import digest
 
-    return digest(path) if path.is_file() else ""
+    if not path.is_dir():
+        return digest(path) if path.is_file() else ""
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    content = [f"{one.relative_to(path).as_posix()} {digest(one)}" for one in files]
+    return sha256("\n".join(content).encode()).hexdigest()
+
+
+def warn_of_seen(data: Any, about: dict[str, Any], where: Path) -> None:
+    """Say how many inputs are among those that the run learnt from, or chose its epoch by."""
+    import warnings
+
+    from ribozyme.errors import InputWarning
+
+    seen = set(about["seen"])
+    if count := sum(one in seen for one in data.digests()):
+        warnings.warn(
+            f"{where}: {count:,} of {len(data):,} inputs were in the training of the run; scores with them "
+            "say little of new inputs",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
+def check_writable(output: Path) -> None:
+    """A file that could not be written is an error before anything is computed."""
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; a file is wanted")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no folder {str(output.parent)!r}", hint="make it first")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

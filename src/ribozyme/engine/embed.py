@@ -63,7 +63,7 @@ class Cutter:
 
     longest : letters that fit, None for no limit
     overlong : `error`, `truncate` (the first `longest` letters, counted) or `window` (overlapping windows)
-    overlap : letters that neighbouring windows share
+    overlap : letters that neighbouring windows share; 0 where there are none
     """
 
     longest: int | None
@@ -85,7 +85,8 @@ class Cutter:
         if self.overlong == "error":
             raise InputError(
                 f"{name!r} has {len(ids):,} letters; the model reads at most {self.longest:,}",
-                hint="choose 'window' (averages overlaps) or 'truncate' (keeps the 5' end, counted)",
+                hint=("choose 'window' (averages overlaps) or " if self.overlap else "choose ")
+                + "'truncate' (keeps the 5' end, counted)",
             )
         if self.overlong == "truncate":
             report.add("letters cut off at the 3' end", name, len(ids) - self.longest)

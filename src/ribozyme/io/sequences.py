@@ -83,6 +83,17 @@ def read_or_reject(
     return _checked(*_opened(source, sequence_column, id_column), skip=True)
 
 
+def read_record(name: Any, sequence: Any, where: str, number: int) -> Record:
+    """Row `number`, from 1, of a table that was read otherwise.
+
+    Raises
+    ------
+    InputError : it is no sequence; `where` and the number are said.
+    """
+    called = _called(name, number)
+    return Record(called, _sequence(called, sequence, f"{where}, row {number:,}"))
+
+
 def _opened(source: Any, sequence_column: str | None, id_column: str | None) -> "Source":
     if isinstance(source, (str, os.PathLike)):
         return _from_path(source, sequence_column, id_column)
@@ -103,7 +114,7 @@ def _checked(where: str, pairs: Pairs, row: str, skip: bool = False) -> Iterator
     number = 0
     try:
         for number, (name, sequence) in enumerate(pairs, start=1):
-            called = str(number - 1) if _is_missing(name) or name == "" else str(name)
+            called = _called(name, number)
             place = f"{where}, {row} {number:,}"
             try:
                 record = Record(called, _sequence(called, sequence, place))
@@ -124,6 +135,11 @@ def _checked(where: str, pairs: Pairs, row: str, skip: bool = False) -> Iterator
         raise InputError(f"{where}: cannot be read after {row} {number:,}: {message}") from error
     if number == 0:
         raise InputError(f"{where}: there are no sequences in it")
+
+
+def _called(name: Any, number: int) -> str:
+    """The name of a record, or its position, from 0."""
+    return str(number - 1) if _is_missing(name) or name == "" else str(name)
 
 
 def _sequence(name: str, sequence: Any, place: str) -> str:

@@ -97,14 +97,15 @@ def bootstrap(
     if not 0 < confidence < 1 or resamples < 0:
         raise ConfigError(f"confidence {confidence} and resamples {resamples} make no interval")
     data = [np.asarray(array) for array in arrays]
-    count = _length(data if groups is None else [*data, np.asarray(groups)])
+    count = _length(data)
+    members = None if groups is None else group_codes(groups, count)
     try:
         value = float(statistic(*data))
     except UndefinedError as error:
         return Score(math.nan, n=count, reason=str(error))
-    if groups is not None and len(np.unique(np.asarray(groups))) < 2:
+    if members is not None and members.max() == 0:
         return Score(value, n=count, reason="one group says nothing of the spread")
-    draw = _drawer(count, groups, np.random.default_rng(seed))
+    draw = _drawer(count, members, np.random.default_rng(seed))
     drawn = np.array([_or_nan(statistic, data, draw()) for _ in range(resamples)])
     drawn = drawn[~np.isnan(drawn)]
     if 2 * len(drawn) <= resamples:
@@ -134,10 +135,29 @@ def _length(arrays: list[Values]) -> int:
     return count
 
 
-def _drawer(count: int, groups: Any, generator: np.random.Generator) -> Callable[[], npt.NDArray[np.int64]]:
-    if groups is None:
+def group_codes(given: Any, count: int, what: str = "groups") -> npt.NDArray[np.int64]:
+    """(n,) the group of each example as a number.
+
+    Raises
+    ------
+    InputError : there is none for some example, or another number of them.
+    """
+    import pandas as pd
+
+    kept = given if hasattr(given, "dtype") else np.asarray(given, dtype=object)  # None and NaN as they are
+    codes = pd.factorize(kept, sort=True)[0]
+    if len(codes) != count:
+        raise InputError(f"{len(codes):,} {what} for {count:,} examples")
+    if missing := int((codes < 0).sum()):
+        raise InputError(f"{missing:,} {what} are missing")
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _drawer(
+    count: int, codes: npt.NDArray[np.int64] | None, generator: np.random.Generator
+) -> Callable[[], npt.NDArray[np.int64]]:
+    if codes is None:
         return lambda: generator.integers(count, size=count)
-    codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     return lambda: np.concatenate([members[g] for g in generator.integers(len(members), size=len(members))])
 

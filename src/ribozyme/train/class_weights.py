@@ -24,9 +24,10 @@ def given_weights(class_weight: Any, classes: Sequence[Class]) -> tuple[float, .
         raise ConfigError(
             f"class_weight {class_weight!r} does not exist", hint="'balanced', or a weight by class"
         )
-    if odd := [name for name in class_weight if name not in classes]:
-        raise ConfigError(f"class_weight names {odd[0]!r}, which is not among the labels")
-    weights = tuple(float(class_weight.get(name, 1.0)) for name in classes)
+    given = {str(name): float(weight) for name, weight in class_weight.items()}
+    if odd := given.keys() - {str(name) for name in classes}:
+        raise ConfigError(f"class_weight names {min(odd)!r}, which is not among the labels")
+    weights = tuple(given.get(str(name), 1.0) for name in classes)
     if min(weights) < 0 or not np.isfinite(weights).all():
         raise ConfigError("a class weight is negative or infinite")
     return weights

@@ -1,5 +1,6 @@
 """How a head, and what is trained beside it, descends: steps, rates, and what may not change underway."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class Descent:
                 f"epochs {self.epochs}, batch_size {self.batch_size} and batch_tokens {self.batch_tokens} "
                 "must be positive"
             )
+        if not (0 <= self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ConfigError(
+                f"learning_rate {self.learning_rate} and weight_decay {self.weight_decay} must be 0 or above"
+            )
 
     def loop(self, count: int, *, validate_first: bool = False) -> Loop:
         """Over `count` examples; what an epoch is, is looked at after each."""
@@ -64,17 +69,38 @@ class Descent:
             seed=self.seed,
         )
 
+    def begin(
+        self, network: Network, count: int, folder: Path | None, about: dict[str, Any]
+    ) -> tuple[torch.optim.Optimizer, Run | None]:
+        """The optimizer of what has gradients, and the folder of a training over `count` examples.
+
+        about : what must be the same, beside these settings, to go on in the folder
+        """
+        optimizer = self._optimizer(network)
+        if folder is None:
+            return optimizer, None
+        schedule = asdict(self.loop(count).schedule)
+        own = ("batch_size", "clip", "patience", "precision", "seed", "weight_decay", "sorted_steps")
+        settings = {
+            **about,
+            "rate": [type(optimizer).__name__, *(group["lr"] for group in optimizer.param_groups)],
+            "schedule": schedule.pop("kind"),
+            **schedule,
+            **{name: getattr(self, name) for name in own},
+        }
+        return optimizer, Run(folder, settings, writes=first_process())
+
     def train(
         self,
         network: Network,
         objective: Supervised,
         examples: Examples,
-        folder: Path | None,
-        about: dict[str, Any],
+        optimizer: torch.optim.Optimizer,
+        run: Run | None,
         *,
         validate_first: bool = False,
     ) -> History:
-        """Train what has gradients; `about` must be the same to go on in a folder."""
+        """Train what has gradients."""
         loop = self.loop(examples.learnt, validate_first=validate_first)
         feed = Feed(
             corpus=InMemory(range(examples.learnt)),
@@ -84,21 +110,8 @@ class Descent:
             sorted_steps=self.sorted_steps,
             seed=self.seed,
         )
-        descent = self._optimizer(network)
-        settings = {
-            **about,
-            "rate": [type(descent).__name__, *(group["lr"] for group in descent.param_groups)],
-            **asdict(loop.schedule),
-            **{name: getattr(self, name) for name in ("batch_size", "clip", "patience", "precision", "seed")},
-        }
-        return loop.train(
-            network,
-            objective,
-            feed,
-            descent,
-            held=range(examples.learnt, len(examples)),
-            run=None if folder is None else Run(folder, settings, writes=first_process()),
-        )
+        held = range(examples.learnt, len(examples))
+        return loop.train(network, objective, feed, optimizer, held=held, run=run)
 
     def _optimizer(self, network: Network) -> torch.optim.Optimizer:
         if self.optimizer is not None:

@@ -1,6 +1,8 @@
 """What the four estimators share: parameters, fit, predict, evaluate, save and load."""
 
+import warnings
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,14 +15,15 @@ from sklearn.utils.validation import check_is_fitted
 
 import ribozyme.metrics as metrics
 from ribozyme.engine.embed import Overlong
-from ribozyme.errors import CheckpointError, InputError
+from ribozyme.errors import CheckpointError, ConfigError, InputError, InputWarning
 from ribozyme.metrics import Score
+from ribozyme.metrics.score import group_codes
 from ribozyme.train import saved
 from ribozyme.train.finetune import FineTuned
 from ribozyme.train.inputs import Inputs, read_inputs
 from ribozyme.train.labels import Labels, Level, Task
 from ribozyme.train.splits import Rows, split
-from ribozyme.train.xy import as_labels, count_of, examples, take
+from ribozyme.train.xy import as_labels, count_of, examples, pair, take
 
 FEWEST = 20
 """Of fewer examples (groups) none is held back for validation."""
@@ -115,13 +118,14 @@ class Estimator(BaseEstimator):
         ------
         InputError : labels or inputs that cannot be used, before a model is loaded or trained.
         """
+        self._check_settings()
         X, y = examples(X, y)
         count = count_of(X)
         labels = self._understood(y, count)
-        groups = self._checked(groups, count)
+        groups = None if groups is None else group_codes(groups, count)
         train, held = self._parts(labels, y, count, groups if validation_data is None else None)
         if validation_data is not None:
-            X_held, y_held = examples(*validation_data)
+            X_held, y_held = examples(*pair(validation_data))
             labels.encode(y_held, count_of(X_held))  # what is wrong with it is said before anything long
             train, held = np.arange(count), np.empty(0, np.int64)
         tuned = self._tuned(labels)
@@ -171,7 +175,7 @@ class Estimator(BaseEstimator):
         known = ~np.isnan(outputs).any(1)  # cells without any gene that the model knows have no prediction
         rows = np.flatnonzero(known)
         if how.get("groups") is not None:
-            how["groups"] = np.asarray(how["groups"])[rows]
+            how["groups"] = group_codes(how["groups"], len(outputs))[rows]
         true, predicted = as_labels(take(y, rows), labels), labels.decode(outputs[rows])
         if labels.task == "regression":
             return metrics.summary("regression", true, predicted, **how)
@@ -181,11 +185,11 @@ class Estimator(BaseEstimator):
     def save(self, folder: str | PathLike[str]) -> None:
         """Weights, sizes, vocabulary, labels, settings, metrics and versions in a folder; `load` reads it."""
         check_is_fitted(self, "tuned_")
-        self.tuned_.save(Path(folder))
-        params = self.get_params(deep=False)
+        params = saved.plain(self.get_params(deep=False))
         if not isinstance(self.model, str | PathLike):
             record = getattr(self.model, "record", None)
             params["model"] = record.name if record else type(self.model).__name__
+        self.tuned_.save(Path(folder))
         kind, held = type(self).__name__, self.validation_.tolist()
         saved.write_estimator(Path(folder), kind, params, self.metrics_, held)
 
@@ -202,7 +206,7 @@ class Estimator(BaseEstimator):
         folder = Path(folder)
         kind, params, scores, held = saved.read_estimator(folder)
         try:
-            estimator = KINDS[kind](**params)
+            estimator = KINDS[kind](**saved.as_params(params))
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / saved.ESTIMATOR}: its settings are damaged ({error})"
@@ -211,6 +215,16 @@ class Estimator(BaseEstimator):
         estimator.validation_, estimator.metrics_ = np.array(held, np.int64), scores
         estimator._learnt(estimator._labels)
         return estimator
+
+    def check(self, X: Any, y: Any, y_train: Any) -> None:
+        """Raise `InputError` where inputs or labels are not for what `fit` makes of labels `y_train`."""
+        X, y = examples(X, y)
+        labels = self._understood(y_train, len(y_train))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # they come again when the inputs are used
+            inputs = self._inputs(self._tuned(labels), X)
+        letters = [length - inputs.special for length in inputs.lengths]
+        labels.encode(y, len(inputs), letters if self.level == "token" else None)
 
     @property
     def _labels(self) -> Labels:
@@ -225,6 +239,14 @@ class Estimator(BaseEstimator):
     def _class_weight(self) -> Any:
         return getattr(self, "class_weight", None)
 
+    def _check_settings(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0), ("hidden", 1), ("lora_rank", 1), ("layers", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+                raise ConfigError(f"{name} {value!r} must be a whole number, at least {least}")
+        if not (isinstance(self.validation, Real) and 0 <= self.validation < 1):
+            raise ConfigError(f"validation {self.validation!r} must be a share from 0 to below 1")
+
     def _understood(self, y: Any, count: int) -> Labels:
         """What the labels mean; everything that is wrong with them is said here."""
         labels = Labels.seen(self._task(y), y, count, level=self.level, class_weight=self._class_weight())
@@ -233,11 +255,6 @@ class Estimator(BaseEstimator):
                 f"all labels are of one class, {labels.classes[0]!r}", hint="a classifier needs at least two"
             )
         return labels
-
-    def _checked(self, groups: Any, count: int) -> Any:
-        if groups is not None and len(groups) != count:
-            raise InputError(f"{len(groups):,} groups for {count:,} inputs")
-        return None if groups is None else np.asarray(groups)
 
     def _parts(self, labels: Labels, y: Any, count: int, groups: Any) -> tuple[Rows, Rows]:
         """Positions to train on, and to validate on."""
@@ -267,7 +284,7 @@ class Estimator(BaseEstimator):
             class_weight=self._class_weight(),
             standardise=True,
             device=self.device,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(int(self.seed)),
         )
 
     def _epochs(self, tuned: FineTuned) -> int | None:

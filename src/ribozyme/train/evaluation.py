@@ -1,7 +1,7 @@
 """How good a predictor is on labelled inputs, beside the baselines."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ribozyme.train.baselines import baselines
 from ribozyme.train.estimators import Estimator
 from ribozyme.train.labels import Labels
 from ribozyme.train.tables import Labelled
+from ribozyme.train.xy import as_labels
 
 MAIN = {"regression": "spearman", "classification": "accuracy", "multilabel": "f1"}
 """The metric that predictors are compared by."""
@@ -55,6 +56,8 @@ def evaluate(
     by = MAIN[labels.task]
     if training is None:
         return Evaluation(scores, by)
+    if labels.task == "classification" and labels.level == "input":
+        data, training = (replace(of, y=as_labels(of.y, labels)) for of in (data, training))
     predictions = {}
     weight = getattr(estimator, "class_weight", None)
     how_tuned: dict[str, Any] = {"class_weight": weight, "groups": training.groups, "seed": seed}

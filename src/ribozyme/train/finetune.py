@@ -36,7 +36,9 @@ from ribozyme.train.inputs import Inputs, codon_marks, default_pooling, read_inp
 from ribozyme.train.labels import TASKS, Labels, Level, Task
 from ribozyme.train.lora import add_lora, merge_lora
 from ribozyme.train.processes import process_device
+from ribozyme.train.snapshot import weights_digest
 from ribozyme.train.supervised import Examples, check_known, own_groups
+from ribozyme.train.xy import pair
 
 EPOCHS = 10
 """Where none are given and the head is not solved."""
@@ -184,8 +186,7 @@ class FineTuned:
             infinite.
         KeyboardInterrupt, SystemExit : with `folder`, on Ctrl-C or SIGTERM, after the checkpoint was written.
         """
-        if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
-            raise ConfigError("validation is a pair of inputs and labels", hint="validation=(inputs, labels)")
+        validation = None if validation is None else pair(validation)
         linear = self.head == "linear" and loss is None
         descent = Descent(
             epochs=EPOCHS if epochs is None else epochs,
@@ -206,13 +207,7 @@ class FineTuned:
         known, examples = self._examples(inputs, labels, validation, groups, overlong, strict)
         descent.loop(examples.learnt)  # what is wrong with its settings is said before anything long
         network = self._attach_head(known)
-        about = {
-            "kind": "fine-tuning",
-            "task": self.task,
-            "layers": layers,
-            "lora_rank": self.lora_rank,
-            "inputs and labels": examples.digest(),
-        }
+        layers = None if layers is None else int(layers)
         fitting = Fitting(
             network=network,
             labels=known,
@@ -222,12 +217,16 @@ class FineTuned:
             generator=self.generator,
             standardise=self.standardise and not self.fitted,
             folder=None if folder is None else Path(folder),
-            about=about,
+            about={} if folder is None else self._about(network, known, layers, examples, loss),
         )
         solved = epochs is None and linear and optimizer is None and self.solves(layers)
         with self._adapters(network):
             network.train_layers(layers)
-            history = self._solved(fitting) if solved else self._descended(fitting, linear, loss)
+            if solved:
+                history = self._solved(fitting)
+            else:
+                from_solution = linear and self._deep(layers) and not self.fitted
+                history = self._descended(fitting, loss, from_solution)
         network.requires_grad_(True)
         return history
 
@@ -236,13 +235,35 @@ class FineTuned:
         self.outputs_wanted, self.fitted = None, True
         return history
 
-    def _descended(self, fitting: Fitting, linear: bool, loss: Loss | None) -> History:
-        """From the solution of a linear head with layers; else from features that are standardised."""
-        begins_solved = linear and self._deep(fitting.about["layers"]) and not self.fitted
-        if not self.fitted and not fitting.going_on():
-            fitting.linear() if begins_solved else fitting.measure()
+    def _descended(self, fitting: Fitting, loss: Loss | None, from_solution: bool) -> History:
+        """From the solution of a linear head, or from features that are standardised."""
+        optimizer, run = fitting.begin()
+        if from_solution and not fitting.going_on():
+            fitting.linear()
+        elif not self.fitted and not fitting.going_on():
+            fitting.measure()
         self.outputs_wanted, self.fitted = None, True
-        return fitting.descend(loss, validate_first=begins_solved)
+        return fitting.descend(loss, optimizer, run, validate_first=from_solution)
+
+    def _about(
+        self, network: Network, labels: Labels, layers: int | None, examples: Examples, loss: Loss | None
+    ) -> dict[str, Any]:
+        """What must be the same for a training in a folder to go on."""
+        return {
+            "kind": "fine-tuning",
+            "task": self.task,
+            "inputs and labels": examples.digest(),
+            "class weights": labels.weights,
+            "loss": "of the task" if loss is None else saved.OWN,
+            "head": self.head if isinstance(self.head, str) else saved.OWN,
+            "pooling": self.pooling,
+            "hidden": self.hidden,
+            "dropout": self.dropout,
+            "standardise": self.standardise,
+            "layers": layers,
+            "lora_rank": self.lora_rank,
+            "first weights": weights_digest(network),
+        }
 
     def solves(self, layers: int | None) -> bool:
         """Whether `fit` solves for the head, where no epochs are given: a linear one alone."""

@@ -81,11 +81,17 @@ class Fitting:
         found = features(self.network, some, self.device, self.how.batch_tokens)
         self.network.scaler.measure(np.concatenate(found))
 
-    def descend(self, own: Loss | None, *, validate_first: bool) -> History:
+    def begin(self) -> tuple[torch.optim.Optimizer, Run | None]:
+        """What `descend` needs; a folder with another training is an error here, before anything long."""
+        return self.how.begin(self.network, self.examples.learnt, self.folder, self.about)
+
+    def descend(
+        self, own: Loss | None, optimizer: torch.optim.Optimizer, run: Run | None, *, validate_first: bool
+    ) -> History:
         """Train what has gradients. `validate_first`: weights that never get better are kept."""
         objective = self._through_network(own) if self._is_whole() else self._on_features(own)
         return self.how.train(
-            self.network, objective, self.examples, self.folder, self.about, validate_first=validate_first
+            self.network, objective, self.examples, optimizer, run, validate_first=validate_first
         )
 
     def _is_whole(self) -> bool:

@@ -26,11 +26,14 @@ def as_array(labels: Any) -> Values:
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     try:
-        return np.asarray(labels)
+        array = np.asarray(labels)
     except ValueError as error:
         raise InputError(
             f"labels do not make a table: {error}", hint="one label, or one row, an input"
         ) from error
+    if array.dtype.kind in "mM":
+        raise InputError("labels are dates or times", hint="give classes as text, or numbers")
+    return array
 
 
 def _counted(labels: Any, count: int) -> Values:

@@ -32,6 +32,8 @@ __all__ = ["LEVELS", "TASKS", "UNLABELLED", "Class", "Labels", "Level", "Task"]
 TASKS: tuple[Task, ...] = ("regression", "classification", "multilabel")
 LEVELS: tuple[Level, ...] = ("input", "token")
 UNLABELLED = -100  # the class of a letter without a label
+LEAST_SPREAD = 1e-5
+"""Deviation of labels beside their mean, below which float32 loses more than 1 % of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,8 @@ class Labels:
             return _seen_columns(labels, count, outputs, class_weight)
         names = [name for name in named(labels, count, level) if name is not None]
         classes = _placed(names, outputs)
+        if isinstance(classes[0], str):
+            names = [str(name) for name in names]
         return cls(
             task=task,
             outputs=len(classes),
@@ -210,14 +214,13 @@ class Labels:
             raise InputError(f"labels have {numbers.shape[1]} columns; the head has {self.outputs} outputs")
 
     def _place(self, names: Sequence[Class | None]) -> list[int]:
-        place: dict[Class | None, int] = {name: k for k, name in enumerate(self.classes)}
-        place[None] = UNLABELLED
-        if unseen := sorted({str(name) for name in names if name not in place}):
+        place = {str(name): k for k, name in enumerate(self.classes)}  # 1 and "1" are one class
+        if unseen := sorted({str(name) for name in names if name is not None} - place.keys()):
             raise InputError(
                 f"labels have {len(unseen)} classes that the head does not know: {', '.join(unseen[:5])}",
                 hint="every class must be among the training labels",
             )
-        return [place[name] for name in names]
+        return [UNLABELLED if name is None else place[str(name)] for name in names]
 
 
 def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) -> Labels:
@@ -230,10 +233,9 @@ def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) ->
         known = ~np.isnan(numbers)
         if not known.any(0).all():
             raise InputError("no letter has a label")
-        mean, deviation = np.nanmean(numbers, 0), np.nanstd(numbers, 0)
     else:
         numbers, flat = numbers_of(labels, count), as_array(labels).ndim == 1
-        mean, deviation = numbers.mean(0), numbers.std(0)
+    mean, scale = _spread(numbers)
     if outputs not in (None, numbers.shape[1]):
         raise InputError(f"labels have {numbers.shape[1]} columns, but the head has {outputs} outputs")
     return Labels(
@@ -241,9 +243,24 @@ def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) ->
         outputs=numbers.shape[1],
         level=level,
         mean=tuple(mean.tolist()),
-        scale=tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+        scale=tuple(scale.tolist()),
         flat=flat,
     )
+
+
+def _spread(numbers: Values) -> tuple[Values, Values]:
+    """Mean and deviation of the columns (1 of a constant one), if float32 tells their numbers apart."""
+    if np.nanmax(np.abs(numbers)) > np.finfo(np.float32).max:
+        raise InputError("labels are too large for float32", hint="learn their logarithm, or other units")
+    mean, deviation = np.nanmean(numbers, 0), np.nanstd(numbers, 0)
+    lowest, highest = np.nanmin(numbers, 0), np.nanmax(numbers, 0)
+    constant = (lowest == highest) | (np.maximum(-lowest, highest) < np.finfo(np.float32).tiny)
+    if (deviation < LEAST_SPREAD * np.abs(mean))[~constant].any():
+        raise InputError(
+            f"labels vary by less than {LEAST_SPREAD:g} of their size, which float32 does not tell apart",
+            hint="take a constant off them",
+        )
+    return mean, np.where(constant, 1.0, deviation)
 
 
 def _seen_columns(labels: Any, count: int, outputs: int | None, class_weight: Any) -> Labels:
@@ -258,7 +275,10 @@ def _seen_columns(labels: Any, count: int, outputs: int | None, class_weight: An
 
 def _placed(names: Sequence[Class], outputs: int | None) -> tuple[Class, ...]:
     """The class of each output."""
-    classes: list[Class] = sorted(set(names), key=lambda name: (isinstance(name, str), name))
+    known = set(names)
+    if any(isinstance(name, str) for name in known):  # numbers among them are names too
+        known = {str(name) for name in known}
+    classes: list[Class] = sorted(known)  # all of one type
     if not classes:
         raise InputError("no letter has a label")
     if outputs is not None and all(isinstance(c, int) and 0 <= c < outputs for c in classes):

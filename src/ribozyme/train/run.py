@@ -74,8 +74,8 @@ class Run:
         self._board: Any = None
         self._drawn = time.monotonic()
         found = read_settings(self.folder)
-        if found is not None:
-            self._check(found, schedule)
+        if found is not None and any((self.folder / name).exists() for name in (CHECKPOINT, CURVE)):
+            self._check(found, schedule)  # else nothing was done yet with these settings
         if writes and found != self.settings:
             self.folder.mkdir(parents=True, exist_ok=True)
             with AtomicFile(self.folder / SETTINGS) as temporary:

@@ -13,9 +13,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ribozyme.checkpoint import open_checkpoint, read_json, shapes_of
@@ -53,7 +55,29 @@ def write(folder: Path, model: Any, network: Network, labels: Labels, settings: 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A file that is there whole or not at all."""
     with AtomicFile(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of an estimator as JSON has them: numbers of Python, a weight by class as pairs."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        return str(value) if isinstance(value, PathLike | torch.device) else value
+
+    found = {name: one(value) for name, value in params.items()}
+    if isinstance(weights := found.get("class_weight"), dict):
+        found["class_weight"] = [[one(name), one(weight)] for name, weight in weights.items()]
+    return found
+
+
+def as_params(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `plain` was given."""
+    params = dict(found)
+    if isinstance(weights := params.get("class_weight"), list):
+        params["class_weight"] = dict(weights)
+    return params
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], Labels]:

@@ -1,5 +1,6 @@
 """A network under training and its optimizer as tensors with names, in a file that notices damage."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def learnt(network: nn.Module) -> Tensors:
         for name, tensor in state.items()
         if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
     }
+
+
+def weights_digest(network: nn.Module) -> str:
+    """What tells a network with its weights from another."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def load_learnt(network: nn.Module, tensors: Tensors, path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ribozyme.errors import ConfigError, InputError
+from ribozyme.metrics.score import group_codes
 
 Rows = npt.NDArray[np.int64]
 K = 11
@@ -97,24 +98,13 @@ def _units(count: int, groups: Any, stratify: Any) -> tuple[list[Rows], Rows]:
     """What must stay together, and the class of each (the commonest of a group)."""
     if count < 1:
         raise InputError("there are no examples to split")
-    classes = np.zeros(count, np.int64) if stratify is None else _codes(stratify, count, "classes")
+    classes = np.zeros(count, np.int64) if stratify is None else group_codes(stratify, count, "classes")
     if groups is None:
         return [np.array([k]) for k in range(count)], classes
-    codes = _codes(groups, count, "groups")
+    codes = group_codes(groups, count)
     order = np.argsort(codes, kind="stable")
     units = np.split(order, np.cumsum(np.bincount(codes))[:-1])
     return units, np.array([np.bincount(classes[unit]).argmax() for unit in units])
-
-
-def _codes(given: Any, count: int, what: str, sort: bool = True) -> Rows:
-    import pandas as pd
-
-    codes = pd.factorize(np.asarray(given), sort=sort)[0]
-    if len(codes) != count:
-        raise InputError(f"{len(codes):,} {what} for {count:,} examples")
-    if missing := int((codes < 0).sum()):
-        raise InputError(f"{missing:,} {what} are missing")
-    return np.asarray(codes, dtype=np.int64)
 
 
 def _dealt(
@@ -158,6 +148,7 @@ def clusters(sequences: Any, identity: float = IDENTITY, k: int = K) -> Rows:
     """
     if not (0 < identity <= 1 and 1 <= k <= 31):
         raise ConfigError(f"identity {identity} must be in (0, 1], and k {k} from 1 to 31")
+    import pandas as pd
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -166,7 +157,8 @@ def clusters(sequences: Any, identity: float = IDENTITY, k: int = K) -> Rows:
     has = _kmer_table([str(one) for one in distinct], k)
     first, second = _alike(has, identity**k)
     links = csr_matrix((np.ones(len(first), bool), (first, second)), shape=(len(distinct),) * 2)
-    return _codes(connected_components(links, directed=False)[1][which], len(names), "clusters", sort=False)
+    found: Rows = pd.factorize(connected_components(links, directed=False)[1][which])[0]
+    return found
 
 
 def _kmer_table(sequences: list[str], k: int) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ribozyme.errors import InputError
+from ribozyme.metrics.score import group_codes
 from ribozyme.packing import Packed
 from ribozyme.train.inputs import Inputs
 from ribozyme.train.loop import Batch
@@ -101,10 +102,7 @@ def own_groups(groups: Any, count: int) -> npt.NDArray[np.int64]:
     """(n,) the group of each input as a number; without groups each is one by itself."""
     if groups is None:
         return np.arange(count)
-    codes: npt.NDArray[np.int64] = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
-    if len(codes) != count:
-        raise InputError(f"{len(codes):,} groups for {count:,} inputs")
-    return codes
+    return group_codes(groups, count)
 
 
 def check_known(inputs: Inputs) -> None:

@@ -3,7 +3,11 @@
 A table is `.csv`, `.tsv` (also compressed), `.parquet`, or for cells `.h5ad` with labels in `obs`.
 """
 
+import hashlib
 import json
+import re
+import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 
-from ribozyme.errors import InputError
-from ribozyme.io.sequences import choose_columns, read_sequences
+from ribozyme.errors import InputError, InputWarning
+from ribozyme.io.sequences import choose_columns, read_record
 from ribozyme.train.splits import Split, clusters, split
 
 Kind = Literal["regression", "classification", "token"]
@@ -23,7 +28,14 @@ PARTS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation",
     "validation": "validation", "test": "test",
 }  # fmt: skip
-TABLES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+TABLES = (*TEXT, ".parquet")
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
+"""Classes in text that are whole numbers, or other numbers; `01` is neither, but a name."""
+NO_BRACKETS = ", 0123456789"
+"""In labels that begin with `[` and are no JSON: that they are no dot-bracket string either."""
+TRUTH = {"true": 1, "false": 0}
 Rows = npt.NDArray[np.int64]
 
 
@@ -57,6 +69,17 @@ class Labelled:
             None if self.groups is None else self.groups[rows],
         )
 
+    def digests(self) -> list[str]:
+        """What tells each input from others, whatever it is called: letters, or the counts of a cell."""
+        if not hasattr(self.X, "obs"):
+            return [_digest(sequence.upper().replace("T", "U").encode()) for _, sequence in self.X]
+        values = sparse.csr_matrix(self.X.X)
+        values.eliminate_zeros()
+        values.sort_indices()
+        rows = zip(values.indptr[:-1], values.indptr[1:])
+        parts = ((values.indices[a:b].astype(np.int64), values.data[a:b].astype(np.float64)) for a, b in rows)
+        return [_digest(genes.tobytes() + counts.tobytes()) for genes, counts in parts]
+
 
 def read_labelled(
     path: Path,
@@ -66,6 +89,7 @@ def read_labelled(
     sequence_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
+    groups_optional: bool = False,
     drop_missing: bool = False,
 ) -> Labelled:
     """Read a table with labels.
@@ -75,13 +99,20 @@ def read_labelled(
     targets : columns; several are several numbers, or several labels of 0 and 1
     kind : `token`: a string (one character a letter) or a list (in .csv as JSON) in each cell
     split_column : with `train`, `val` (`validation`, `valid`, `dev`) and `test`
-    drop_missing : leave rows without a label out, instead of an error
+    groups_optional : a table without `group_column` has no groups, instead of an error
+    drop_missing : leave rows without a label out, with a warning, instead of an error
+
+    In .csv and .tsv a class is what is written: whole numbers where all classes are, else text.
 
     Raises
     ------
-    InputError : no such file or column, a label that is missing, an unknown part.
+    InputError : no such file or column, a label or a group that is missing, an unknown part.
     """
+    if twice := [name for name in targets if list(targets).count(name) > 1]:
+        raise InputError(f"the target {twice[0]!r} is named twice")
     frame, cells = _read(path)
+    if groups_optional and group_column not in frame.columns:
+        group_column = None
     for name in (*targets, split_column, group_column):
         if name is not None and name not in frame.columns:
             known = ", ".join(map(repr, list(frame.columns)[:20]))
@@ -96,9 +127,20 @@ def read_labelled(
             hint="label them, or leave them out: --drop-missing",
         )
     kept = np.flatnonzero(~missing)
-    frame = frame.iloc[kept].reset_index(drop=True)
+    frame = frame.iloc[kept]
     if not len(frame):
         raise InputError(f"{path}: no row has a label")
+    if missing.any():
+        count = int(missing.sum())
+        warnings.warn(
+            f"{path}: {count:,} of {len(missing):,} rows have no label and were left out", InputWarning, 2
+        )
+    if group_column is not None and (without := frame[group_column].isna().to_numpy()).any():
+        raise InputError(
+            f"{path}: {int(without.sum()):,} rows have no group in {group_column!r}, the first is row "
+            f"{int(frame.index[without][0]) + 1:,}",
+            hint="give each a group; one that is alone has its own",
+        )
     names, X = _inputs(path, frame, cells, kept, sequence_column)
     return Labelled(
         names,
@@ -128,13 +170,18 @@ def parts_of(
     try:
         return split(len(data), validation=validation, test=test, groups=groups, seed=seed)
     except InputError as error:
-        error.add_note("sequences that are alike stay together; --split random cuts between them")
+        if data.groups is None:
+            error.add_note("sequences that are alike stay together; --split random cuts between them")
         raise
 
 
 def _is_missing(labels: Any) -> bool:
     """Of the letters of a row."""
     return labels is None or (np.ndim(labels) == 0 and bool(pd.isna(labels)))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, Any]:
@@ -145,13 +192,14 @@ def _read(path: Path) -> tuple[pd.DataFrame, Any]:
         from ribozyme.io.cells import read_cells
 
         cells = read_cells(path)
-        return cells.obs.copy(), cells
+        return cells.obs.reset_index(drop=True), cells
+    name = path.name.lower()
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path), None
-        if path.name.endswith(TABLES):
-            return pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ","), None
-    except (ValueError, OSError) as error:
+        if name.endswith(".parquet"):
+            return pd.read_parquet(path).reset_index(drop=True), None
+        if name.endswith(TEXT):
+            return pd.read_csv(path, sep="\t" if ".tsv" in name else ",", dtype=str), None
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
     raise InputError(f"{path}: labels are read from a table", hint=f"{', '.join(TABLES)}, or .h5ad for cells")
 
@@ -164,39 +212,56 @@ def _inputs(
         return [str(name) for name in chosen.obs_names], chosen
     sequence, name = choose_columns(str(path), [str(c) for c in frame.columns], sequence_column)
     names = frame[name] if name is not None else frame.index
-    try:
-        records = list(read_sequences(zip(names, frame[sequence])))
-    except InputError as error:
-        error.add_note(f"in {path}, column {sequence!r}")
-        raise
+    where = f"{path}, column {sequence!r}"
+    rows = zip(names, frame[sequence], frame.index)
+    records = [read_record(called, text, where, row + 1) for called, text, row in rows]
     return [one.name for one in records], [(one.name, one.sequence) for one in records]
 
 
 def _values(path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind) -> Any:
-    chosen = frame[list(targets)]
     if kind == "regression":
-        odd = [name for name in targets if not pd.api.types.is_numeric_dtype(chosen[name])]
-        if odd:
-            some = chosen[odd[0]].iloc[0]
-            raise InputError(
-                f"{path}: {odd[0]!r} holds {some!r}, which is no number",
-                hint="classes are learnt with --task classification",
-            )
-        numbers = chosen.to_numpy(dtype=float)
+        numbers = np.stack([_numbers(path, frame[name]) for name in targets], axis=1)
         return numbers[:, 0] if len(targets) == 1 else numbers
-    if len(targets) > 1:
-        return chosen
-    column = chosen[targets[0]]
-    return column.astype(object).to_numpy() if column.dtype.name == "category" else column.to_numpy()
+    read = _written if path.name.lower().endswith(TEXT) else _classes
+    columns = {name: read(frame[name]) for name in targets}
+    return columns[targets[0]] if len(targets) == 1 else pd.DataFrame(columns)
+
+
+def _numbers(path: Path, column: Any) -> npt.NDArray[np.float64]:
+    numbers = pd.to_numeric(column, errors="coerce")
+    if (odd := numbers.isna().to_numpy()).any():
+        raise InputError(
+            f"{path}, row {int(column.index[odd][0]) + 1:,}: {column.name!r} holds {column[odd].iloc[0]!r}, "
+            "which is no number",
+            hint="correct it, or leave the row out; classes are learnt with --task classification",
+        )
+    return numbers.to_numpy(dtype=float)
+
+
+def _classes(column: Any) -> npt.NDArray[Any]:
+    values = column.astype(object) if column.dtype.name == "category" else column
+    return np.asarray(values)
+
+
+def _written(column: Any) -> npt.NDArray[Any]:
+    """Text as numbers where all of it is written so; else as it is."""
+    values = column.astype(object).to_numpy()
+    known = set(values)
+    for form, number in ((WHOLE, lambda text: int(float(text))), (NUMBER, float)):
+        if all(form.fullmatch(one) for one in known):
+            return np.array([number(one) for one in values])
+    if all(one.lower() in TRUTH for one in known):
+        return np.array([TRUTH[one.lower()] for one in values])
+    return values
 
 
 def _letters(path: Path, frame: pd.DataFrame, targets: Sequence[str]) -> list[Any]:
     """Labels of the letters of each row; of several columns (letters, k)."""
-    columns = [[_listed(path, one, row) for row, one in enumerate(frame[name])] for name in targets]
+    columns = [[_listed(path, one, row) for row, one in frame[name].items()] for name in targets]
     if len(columns) == 1:
         return columns[0]
     rows = []
-    for place, parts in enumerate(zip(*columns)):
+    for place, parts in zip(frame.index, zip(*columns)):
         if len({len(one) for one in parts}) > 1:
             raise InputError(f"{path}, row {place + 1:,}: the targets have different numbers of labels")
         rows.append(np.stack([np.asarray(one, dtype=float) for one in parts], axis=1))
@@ -207,8 +272,12 @@ def _listed(path: Path, labels: Any, row: int) -> Any:
     if isinstance(labels, str) and labels[:1] == "[":
         try:
             labels = json.loads(labels.replace("nan", "NaN"))
-        except json.JSONDecodeError:
-            return labels  # a dot-bracket string may begin so
+        except json.JSONDecodeError as error:
+            if set(labels) & set(NO_BRACKETS):
+                raise InputError(
+                    f"{path}, row {row + 1:,}: the labels are no JSON list ({error})",
+                    hint="such as [0.1, null, 0.3], with commas",
+                ) from error
     if isinstance(labels, str):
         return labels
     if np.ndim(labels) == 0:
@@ -222,9 +291,9 @@ def _listed(path: Path, labels: Any, row: int) -> Any:
 def _parts(path: Path, column: Any) -> npt.NDArray[Any]:
     known = column.astype(str).str.lower().map(PARTS)
     if known.isna().any():
-        odd = column[known.isna()].iloc[0]
+        odd = column[known.isna()]
         raise InputError(
-            f"{path}: {column.name!r} has {odd!r} in row {int(known.isna().to_numpy().argmax()) + 1:,}",
+            f"{path}: {column.name!r} has {odd.iloc[0]!r} in row {int(odd.index[0]) + 1:,}",
             hint=f"parts are called {', '.join(PARTS)}; leave other rows out",
         )
     return np.asarray(known, dtype=object)

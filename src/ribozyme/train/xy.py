@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ribozyme.errors import InputError
+from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.sequences import read_sequences
 from ribozyme.train.labels import Labels
 from ribozyme.train.splits import Rows
@@ -35,6 +35,14 @@ def examples(X: Any, y: Any) -> tuple[Any, Any]:
     if isinstance(X, str | PathLike) or (isinstance(X, Iterable) and not hasattr(X, "__len__")):
         X = list(read_sequences(X))
     return X, y if hasattr(y, "__len__") else list(y)
+
+
+def pair(given: Any) -> tuple[Any, Any]:
+    """Inputs and labels to validate on."""
+    if not (isinstance(given, tuple | list) and len(given) == 2):
+        raise ConfigError("the validation data are a pair of inputs and labels", hint="give (inputs, labels)")
+    inputs, labels = given
+    return inputs, labels
 
 
 def count_of(X: Any) -> int:
