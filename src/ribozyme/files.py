@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 
 class AtomicFile:
@@ -105,6 +106,26 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ribozyme"))
 
 
+def folder_lock(folder: Path) -> FileLock | None:
+    """The lock of a folder, which is made if need be; None while another process has it.
+
+    Whoever lets it go may remove the file, and the folder, before.
+    """
+    for _ in range(100):  # they may go between these lines
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        except FileNotFoundError:
+            continue
+        if Path(lock.lock_file).exists():
+            return lock
+        lock.release()
+    return None
+
+
 def digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal.
 
@@ -123,6 +144,15 @@ def digest(path: Path) -> str:
     if _mark(path) == mark:
         _remember(note, {"path": str(path), "mark": mark, "sha256": sha256})
     return sha256
+
+
+def digest_all(path: Path) -> str:
+    """The digest of a file; of a folder, one of the names and digests of all files in it."""
+    if path.is_file():
+        return digest(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    content = [f"{one.relative_to(path).as_posix()} {digest(one)}" for one in files]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def _mark(path: Path) -> list[int]:

@@ -169,3 +169,34 @@ def test_cells_are_held_out_by_their_names(adata):
 def test_a_table_without_a_known_gene_is_an_error(adata):
     with pytest.raises(InputError, match="knows none of the 1 genes"):
         next(cell_corpus(adata[:, -1:].copy()).read(np.random.default_rng(0)))
+
+
+def test_frames_are_found_in_every_table(tmp_path):
+    """Rows with a coding sequence, and one without, from CSV, TSV and parquet, from any row on."""
+    table = pd.DataFrame({"sequence": ["GGAUGAAAUGA", "AUGCCC", "GGG"], "cds_start": [2, 0, np.nan]})
+    table["cds_end"] = [11, 6, np.nan]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_csv(tmp_path / "t.tsv.gz", index=False, sep="\t")
+    table.to_parquet(tmp_path / "t.parquet")
+    generator = np.random.default_rng(0)
+    for coding, lengths in (("mark", [14, 8, 3]), ("only", [9, 6, None])):
+        for source in (table, *sorted(tmp_path.glob("t.*"))):
+            corpus = SequenceCorpus(source=source, tokenizer=HelixTokenizer(), coding=coding)
+            found = [None if one is None else len(one.ids) for one in corpus.read(generator)]
+            assert found == lengths, (source, coding)
+            assert len(list(corpus.read(generator, skip=2))) == 1
+
+
+def test_a_coding_without_frames_is_an_error(tmp_path):
+    for source in (SEQUENCES, write("csv", tmp_path), write("parquet", tmp_path), write("fa", tmp_path)):
+        corpus = SequenceCorpus(source=source, tokenizer=HelixTokenizer(), coding="mark")
+        with pytest.raises(ConfigError, match="needs to know where coding sequences are"):
+            list(corpus.read(np.random.default_rng(0)))
+
+
+def test_a_frame_that_does_not_fit_names_its_sequence():
+    table = pd.DataFrame({"id": ["odd"], "sequence": ["AUGCCC"], "cds_start": [0], "cds_end": [9]})
+    corpus = SequenceCorpus(source=table, tokenizer=HelixTokenizer(), coding="mark")
+    with pytest.raises(InputError) as caught:
+        list(corpus.read(np.random.default_rng(0)))
+    assert "in sequence 'odd'" in caught.value.__notes__[0]

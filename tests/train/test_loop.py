@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ribozyme as rz
-from ribozyme.errors import CheckpointError, ConfigError, InputError
+from ribozyme.errors import CheckpointError, ConfigError, InputError, OutputError
 from ribozyme.models.helix.config import Config
 from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.models.rnafm.config import Config as RNAConfig
 from ribozyme.models.rnafm.model import RNAFM
+from ribozyme.train import snapshot
+from ribozyme.train.batch import micro_batches
 from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.history import History
 from ribozyme.train.loop import Loop, Training, evaluate
 from ribozyme.train.objectives import Example, Letters, MaskedLetters, NextLetter
+from ribozyme.train.processes import first_process
 from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule, parameter_groups
+from ribozyme.train.snapshot import read_sealed
 
 DRAWN = np.random.default_rng(0)
 EXAMPLES = [Example(DRAWN.integers(4, 8, DRAWN.integers(5, 30))) for _ in range(24)]
@@ -467,20 +472,21 @@ def test_a_flipped_bit_in_what_a_run_goes_on_from_is_an_error(tmp_path, monkeypa
         killed_at(5, "step", patch)
         with pytest.raises(Killed):
             go(tmp_path)
-    path = tmp_path / f"{name}.safetensors"
+    [path] = tmp_path.glob(f"{name}*.safetensors")
     whole = path.read_bytes()
     for place in (-5, len(whole) // 2, whole.index(b"network.") if name == "checkpoint" else -900):
         damaged = bytearray(whole)
         damaged[place] ^= 4
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: damaged") as caught:
+        with pytest.raises(CheckpointError, match=rf"{path.name}: damaged") as caught:
             go(tmp_path)
         assert "another folder" in caught.value.hint
     path.write_bytes(whole)
     go(tmp_path)
+    [path] = tmp_path.glob(f"{name}*.safetensors")
     path.unlink()
     if name == "best":
-        with pytest.raises(CheckpointError, match=r"best\.safetensors: cannot be read"):
+        with pytest.raises(CheckpointError, match=rf"{path.name}: cannot be read"):
             go(tmp_path)
 
 
@@ -496,3 +502,138 @@ def test_a_flipped_bit_in_what_a_run_goes_on_from_is_an_error(tmp_path, monkeypa
 def test_a_setting_that_makes_no_sense_is_an_error(changes, message):
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
+
+
+def test_two_trainings_in_a_folder_are_one_too_many(tmp_path):
+    with (
+        Run(tmp_path, {"what": "a test"}).alone(),
+        pytest.raises(ConfigError, match="another process trains"),
+    ):
+        go(tmp_path)
+    go(tmp_path)
+    assert not (tmp_path / "lock").exists()
+
+
+def test_what_cannot_be_written_is_one_error_and_the_run_goes_on(tmp_path, monkeypatch, uninterrupted):
+    written = snapshot.write_safetensors
+    count = iter(range(100))
+
+    def full(path, *args, **about):
+        if next(count) == 4:
+            raise OSError(28, "No space left on device")
+        written(path, *args, **about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "write_safetensors", full)
+        with pytest.raises(OutputError, match=r"cannot be written .*No space left") as caught:
+            go(tmp_path)
+    assert "goes on from the last checkpoint" in caught.value.hint
+    network, history = go(tmp_path)
+    assert same(network, uninterrupted[0])
+    assert history.loss == uninterrupted[1].loss
+
+
+def test_a_best_validation_past_the_checkpoint_is_not_taken(tmp_path, monkeypatch):
+    """Killed between the two files, and ended at the checkpoint: the weights are those that it tells of."""
+
+    def loop(steps):
+        schedule = Schedule(steps=steps, kind="constant")
+        return settings(validate_every=1, save_every=4, schedule=schedule)
+
+    with monkeypatch.context() as patch:
+        killed_at(7, "step", patch)
+        with pytest.raises(Killed):
+            go(tmp_path, loop=loop(STEPS))
+    state = json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])
+    assert state["step"] == 4
+    best = max(int(path.stem.partition("-")[2]) for path in tmp_path.glob("best-*.safetensors"))
+    assert best > 4
+    network, history = go(tmp_path, loop=loop(4))
+    assert history.best_step <= 4
+    kept = read_sealed(tmp_path / f"best-{history.best_step}.safetensors")[0]
+    for name, tensor in kept.items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_a_step_that_cannot_be_read_keeps_what_was_trained(tmp_path):
+    class Broken(InMemory):
+        def read(self, generator, skip=0):
+            yield from islice(super().read(generator, skip), 20)
+            raise InputError("the rest is no sequence")
+
+    network = tiny()
+    optimizer = torch.optim.AdamW(parameter_groups(network.named_parameters(), 0.1), lr=0.01)
+    feed = Feed(corpus=Broken(EXAMPLES), size=120, buffer=10, seed=5)
+    with pytest.raises(InputError, match="the rest is no sequence") as caught:
+        settings().train(network, objective(), feed, optimizer, run=Run(tmp_path, {}))
+    state = json.loads(_metadata(tmp_path / "checkpoint.safetensors")["state"])
+    assert state["step"] > 0
+    assert f"the {state['step']} steps before it are kept" in caught.value.__notes__[0]
+
+
+def test_what_is_stopped_at_its_end_ends_as_if_it_had_been_planned_so(tmp_path):
+    """Stopped after 5 of 9 steps, then asked for 5: the last step is validated and logged."""
+
+    def loop(steps):
+        return settings(schedule=Schedule(steps=steps, kind="constant"), validate_every=0, log_every=4)
+
+    def stop(state):
+        signal.raise_signal(signal.SIGTERM)  # which is seen in the step after the line of the log
+
+    with pytest.raises(SystemExit):
+        go(tmp_path, loop=loop(STEPS), watch=stop)
+    network, history = go(tmp_path, loop=loop(5))
+    planned, its_history = go(loop=loop(5))
+    assert same(network, planned)
+    assert history.validation_steps == its_history.validation_steps == [5]
+    assert history.steps == its_history.steps == [4, 5]
+
+
+def test_patience_needs_something_to_validate_on():
+    with pytest.raises(ConfigError, match="patience 2 needs a validation"):
+        go(loop=settings(patience=2), held=[])
+
+
+def test_inputs_that_are_compared_are_never_alone():
+    alike = MaskedLetters(Letters(views=2), 24, (4, 5, 6, 7), contrast=1.0)
+    for lengths, groups in (
+        ([9, 9, 9, 2, 2], [[3, 4, 2], [0, 1]]),
+        ([9, 9, 2, 2], [[2, 3], [0, 1]]),
+        ([9, 2, 2], [[1, 2, 0]]),
+        ([9, 9, 9], [[0, 1, 2]]),
+        ([9], [[0]]),
+    ):
+        found = micro_batches(alike, lengths, 8)
+        assert sorted(map(sorted, found)) == sorted(map(sorted, groups)), lengths
+        assert micro_batches(objective(), lengths, 8)[0] == [0]
+
+
+def test_running_statistics_are_those_before_a_failed_step(tmp_path):
+    class Normed(Dropping):
+        def __init__(self, config):
+            super().__init__(config)
+            self.statistics = nn.BatchNorm1d(config.dim)
+
+        def logits(self, rows):
+            found = super().logits(self.statistics(rows))
+            return found * float("nan") if self.broken else found
+
+    config = RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, positions=40, contact_head=False)
+    network = Normed(config)
+    network.initialise(torch.Generator().manual_seed(0))
+    network.broken = True
+    with pytest.raises(ConfigError, match="became nan"):
+        go(network=network, held=[])
+    assert torch.equal(network.statistics.running_mean, torch.zeros(16))
+
+
+def test_what_the_environment_says_of_processes_and_precision(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert first_process()  # a number that some other program left; there is one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not first_process()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match="mixed precision 'fp16'"):
+        go(loop=settings(precision="auto"))

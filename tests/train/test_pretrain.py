@@ -10,18 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ribozyme as rz
 from ribozyme.engine.cells import CellModel
-from ribozyme.errors import ConfigError, InputError
+from ribozyme.errors import ConfigError, InputError, InputWarning
 from ribozyme.models.scgpt.config import Config as CellConfig
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
+from ribozyme.train.corpus import SequenceCorpus, described
+from ribozyme.train.feed import InMemory
+from ribozyme.train.kmer_components import kmer_components
 from ribozyme.train.loop import Training
-from ribozyme.train.pretrain import Recipe, pretrain
+from ribozyme.train.objectives import Example
+from ribozyme.train.pretrain import Recipe, parts, pretrain
 
 PATTERNS = ["ACGU" * 5, "AACCGGUU" * 2, "AUAUAUAUAUAU"]
 
@@ -264,3 +269,87 @@ def test_torchrun_and_accelerate_launch_do_the_same(tmp_path):
         subprocess.run([*launcher, script, corpus, tmp_path / name], check=True, capture_output=True)
         curves[name] = json.loads((tmp_path / name / "curve.json").read_text())["loss"][1:]
     np.testing.assert_allclose(curves["torchrun"], curves["accelerate"], atol=1e-5)
+
+
+OTHERS = ["GGGG" * 4, "CCCC" * 4, "UUUUAAAAUUUU"]
+
+
+def fasta(path, sequences):
+    path.write_text("".join(f">s{k}\n{one}\n" for k, one in enumerate(sequences)))
+    return path
+
+
+def test_a_run_goes_on_with_the_same_corpus_only(make_model, tmp_path):
+    (tmp_path / "other").mkdir()
+    first = fasta(tmp_path / "c.fa", PATTERNS)
+    other = fasta(tmp_path / "other" / "c.fa", [PATTERNS[0][::-1], *PATTERNS[1:]])
+    assert first.stat().st_size == other.stat().st_size
+    how = recipe(steps=2)
+    pretrain(make_model("rnafm"), first, tmp_path / "files", how)
+    with pytest.raises(ConfigError, match="holds a run with corpus"):
+        pretrain(make_model("rnafm"), other, tmp_path / "files", how)
+    pretrain(make_model("rnafm"), PATTERNS, tmp_path / "lists", how)
+    with pytest.raises(ConfigError, match="holds a run with corpus"):
+        pretrain(make_model("rnafm"), OTHERS, tmp_path / "lists", how)
+    pretrain(make_model("rnafm"), PATTERNS, tmp_path / "fresh", how, scratch=True)
+    with pytest.raises(ConfigError, match="holds a run with first weights"):
+        pretrain(make_model("rnafm"), PATTERNS, tmp_path / "fresh", replace(how, seed=3), scratch=True)
+
+
+def test_components_are_settings_of_a_run(make_model, tmp_path):
+    model = make_model("rnafm")
+    found = []
+    for seed in range(2):
+        drawn = np.random.default_rng(seed)
+        source = ["".join(drawn.choice(list("ACGU"), 30)) for _ in range(40)]
+        corpus = SequenceCorpus(source=source, tokenizer=model.tokenizer)
+        found.append(kmer_components(corpus, model.tokenizer.letters, model.config.dim))
+    pretrain(model, PATTERNS, tmp_path, recipe(steps=2), components=found[0])
+    for components in (None, found[1]):
+        with pytest.raises(ConfigError, match="holds a run with components"):
+            pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=2), components=components)
+    pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=2), components=found[0])
+
+
+def test_digests_tell_corpora_apart(adata, tmp_path):
+    cells = adata.copy()
+    cells.X[0, 0] += 1
+    frame = pd.DataFrame({"sequence": PATTERNS})
+    kinds = [
+        (PATTERNS, OTHERS),
+        (frame, pd.DataFrame({"sequence": OTHERS})),
+        (adata, cells),
+        ([Example(np.arange(3))], [Example(np.arange(4))]),
+        (InMemory([Example(np.arange(3))]), InMemory([Example(np.arange(4))])),
+        (fasta(tmp_path / "a.fa", PATTERNS), fasta(tmp_path / "b.fa", OTHERS)),
+    ]
+    for one, other in kinds:
+        assert described(one) == described(one)
+        assert described(one) != described(other)
+
+
+def test_a_validation_of_its_own_leaves_the_whole_corpus(make_model):
+    model, many = make_model("rnafm"), PATTERNS * 200
+    source, held = parts(model, many, Recipe(held=0.5), validation=PATTERNS)
+    assert len([one for one in source.read(np.random.default_rng(0)) if one is not None]) == len(many)
+    assert len(held) == len(PATTERNS)
+
+
+def test_a_corpus_too_small_to_hold_any_out_is_said(make_model):
+    with pytest.warns(InputWarning, match="nothing of the sequences is held out"):
+        parts(make_model("rnafm"), PATTERNS, Recipe(held=0.001))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"share": 0.0},
+        {"share": 3.0},
+        {"contrast": -1.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1.0},
+    ],
+)
+def test_recipes_that_make_no_sense_are_errors(how):
+    with pytest.raises(ConfigError, match=next(iter(how))):
+        recipe(**how)

@@ -67,15 +67,11 @@ def columns_of(about: dict[str, Any]) -> dict[str, Any]:
 
 def digest_of(path: Path) -> str:
     """Of a file, or of all files of a folder."""
-    from hashlib import sha256
+    from ribozyme.files import digest_all
 
-    from ribozyme.files import digest
-
-    if not path.is_dir():
-        return digest(path) if path.is_file() else ""
-    files = sorted(one for one in path.rglob("*") if one.is_file())
-    content = [f"{one.relative_to(path).as_posix()} {digest(one)}" for one in files]
-    return sha256("\n".join(content).encode()).hexdigest()
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file")
+    return digest_all(path)
 
 
 def warn_of_seen(data: Any, about: dict[str, Any], where: Path) -> None:

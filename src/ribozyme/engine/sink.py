@@ -24,13 +24,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ribozyme.engine.manifest import Job, Shard, differences, read_manifest, sealed
 from ribozyme.engine.parts import Part
 from ribozyme.engine.shards import Collected, Content, is_whole, read_shard
 from ribozyme.errors import OutputError, RibozymeError
-from ribozyme.files import AtomicFile, sync_folder
+from ribozyme.files import AtomicFile, folder_lock, sync_folder
 from ribozyme.report import Rejected, Report
 
 SHARD_BYTES, SHARD_SECONDS = 64 * 2**20, 30.0
@@ -265,21 +265,12 @@ class Sink:
 
 def _locked(folder: Path, output: Path) -> FileLock:
     """The lock of a folder, which is made if need be."""
-    for _ in range(100):  # a job that ends removes the folder, perhaps between these lines
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"{output}: another job is writing it", hint="wait for its end, or choose another output"
-            ) from None
-        except FileNotFoundError:
-            continue
-        if Path(lock.lock_file).exists():
-            return lock
-        lock.release()
-    raise OutputError(f"{folder}: cannot be locked")
+    lock = folder_lock(folder)
+    if lock is None:
+        raise OutputError(
+            f"{output}: another job is writing it", hint="wait for its end, or choose another output"
+        )
+    return lock
 
 
 def _remove_shards(folder: Path, keep: set[str]) -> None:

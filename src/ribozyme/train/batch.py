@@ -38,7 +38,7 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What is learnt.
+    """What is learnt; one that has a true `compares` compares the inputs of a micro-batch.
 
     parts : each part of the loss with its coefficient: the loss of a step is the sum over the parts of
         coefficient x (sum over the step) / (weight of the step)
@@ -57,6 +57,25 @@ class Objective(Protocol):
         """The sum of each part over the batch."""
 
 
+def micro_batches(objective: Objective, lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Places of examples that go through the network together, of at most `most` tokens.
+
+    Where an objective compares inputs (`compares`) none is alone: two go together, though they are longer.
+    """
+    groups = plan(lengths, most)
+    if not getattr(objective, "compares", False):
+        return groups
+    alone = [k for group in groups if len(group) == 1 for k in group]
+    groups = [group for group in groups if len(group) > 1]
+    if groups and len(alone) % 2:
+        groups[-1].append(alone.pop())  # the shortest to the shortest
+    groups += [alone[i : i + 2] for i in range(0, len(alone), 2)]
+    if len(groups) > 1 and len(groups[-1]) == 1:
+        last = groups.pop()
+        groups[-1] += last
+    return groups
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -70,7 +89,7 @@ def evaluate(
     device = next(network.parameters()).device
     workers = workers or Workers(device)
     keys = np.random.default_rng(seed).integers(2**64, size=len(examples), dtype=np.uint64)
-    groups = plan([objective.length(one) for one in examples], batch_tokens)
+    groups = micro_batches(objective, [objective.length(one) for one in examples], batch_tokens)
     sums = {f"{part} {what}": 0.0 for part in objective.parts for what in ("loss", "weight")}
     for place in deal([len(group) for group in groups], workers.count)[workers.rank]:
         batch = objective.batch([examples[k] for k in groups[place]], keys[groups[place]])

@@ -4,18 +4,22 @@ A row that is not trained on (held out, or nothing in it) is read as None, so th
 number of rows, whoever reads it.
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import torch
 
 from ribozyme.errors import ConfigError, InputError
+from ribozyme.files import digest_all
 from ribozyme.io.cells import Cells, open_cells
-from ribozyme.io.sequences import read_sequences
+from ribozyme.io.sequences import has_columns, read_sequences
 from ribozyme.pp.codons import mark_codons
 from ribozyme.pp.genes import GeneLookup, match_genes
 from ribozyme.pp.tokens import Reading, tokenise
@@ -24,6 +28,8 @@ from ribozyme.train.objectives import Example
 
 Coding = Literal["whole", "mark", "only"]
 CODINGS: tuple[Coding, ...] = ("whole", "mark", "only")
+FRAMES = {"cds_start": float, "cds_end": float}
+"""Numbers, missing where a row has no coding sequence."""
 ROWS, CELLS = 4_096, 1_024
 """Rows of a table, and cells, that are read at a time."""
 
@@ -64,9 +70,9 @@ class SequenceCorpus:
             if not sequence or held_out(sequence, self.held) != (self.wanted == "held"):
                 yield None
                 continue
-            if self.coding == "mark" and frame is not None:
-                sequence = mark_codons(sequence, *frame)
             try:
+                if self.coding == "mark" and frame is not None:
+                    sequence = mark_codons(sequence, *frame)
                 ids = self.tokenizer.encode(sequence)
             except InputError as error:
                 error.add_note(f"in sequence {name!r} of {self.where}")
@@ -79,11 +85,15 @@ class SequenceCorpus:
         """Name, sequence, and start and end of its CDS."""
         if hasattr(self.source, "columns"):
             if skip < len(self.source):
-                yield from _framed(self.source.iloc[skip:], self.sequence_column)
+                yield from _framed(self.source.iloc[skip:], self.sequence_column, self.coding)
         elif isinstance(self.source, str | Path) and str(self.source).endswith(".parquet"):
             for table in _tables(Path(self.source), generator, skip):
-                yield from _framed(table, self.sequence_column)
+                yield from _framed(table, self.sequence_column, self.coding)
+        elif self.coding != "whole" and isinstance(self.source, str | Path) and has_columns(self.source):
+            for table in _text_tables(Path(self.source), skip):
+                yield from _framed(table, self.sequence_column, self.coding)
         else:
+            _check_frames(self.coding)
             records = read_sequences(self.source, sequence_column=self.sequence_column)
             yield from ((one.name, one.sequence, None) for one in islice(records, skip, None))
 
@@ -141,9 +151,56 @@ def held_examples(corpus: SequenceCorpus | CellCorpus, most: int) -> list[Exampl
     return list(islice((one for one in rows if one is not None), most))
 
 
-def _framed(table: Any, column: str | None) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
+def described(source: Any) -> Any:
+    """What of a corpus, or of anything else that a run is made of, must be the same for the run to go on.
+
+    Of a file its name and digest; of what is in memory its type and a digest.
+    """
+    if source is None or isinstance(source, int | float | bool):
+        return source
+    if isinstance(source, str | Path) and Path(source).exists():
+        return [Path(source).name, digest_all(Path(source))[:16]]
+    return [type(source).__name__, content_digest(source)]
+
+
+def content_digest(source: Any) -> str:
+    """Of arrays, tables, cells, lists and dataclasses of them; of other objects of what `repr` says."""
+    found = hashlib.sha256()
+    _digest_into(found, source)
+    return found.hexdigest()[:16]
+
+
+def _digest_into(found: Any, source: Any) -> None:
+    if isinstance(source, np.ndarray | torch.Tensor) and getattr(source.dtype, "kind", "") != "O":
+        array = np.ascontiguousarray(source)
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    elif hasattr(source, "obs"):  # an AnnData
+        _digest_into(found, [list(source.var_names), list(source.obs_names), source.X])
+    elif hasattr(source, "indptr"):
+        _digest_into(found, [source.indptr, source.indices, source.data])
+    elif hasattr(source, "iloc"):
+        found.update(pd.util.hash_pandas_object(source).to_numpy().tobytes())
+    elif is_dataclass(source) and not isinstance(source, type):
+        _digest_into(found, [getattr(source, one.name) for one in fields(source)])
+    elif isinstance(source, list | tuple | np.ndarray):
+        for one in source:
+            _digest_into(found, one)
+            found.update(b",")
+    elif isinstance(source, str | Path) and Path(source).is_file():
+        found.update(digest_all(Path(source)).encode())
+    elif isinstance(source, str | bytes | int | float | None):
+        found.update(repr(source).encode())
+    else:
+        found.update(type(source).__name__.encode())
+
+
+def _framed(
+    table: Any, column: str | None, coding: Coding
+) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
     records = read_sequences(table, sequence_column=column)
     if not {"cds_start", "cds_end"} <= set(table.columns):
+        _check_frames(coding)
         yield from ((one.name, one.sequence, None) for one in records)
         return
     for one, start, end in zip(records, table["cds_start"], table["cds_end"]):
@@ -164,6 +221,26 @@ def _tables(path: Path, generator: np.random.Generator, skip: int) -> Iterator[A
             if skip < batch.num_rows:
                 yield batch.slice(skip).to_pandas()
             skip = max(0, skip - batch.num_rows)
+
+
+def _text_tables(path: Path, skip: int) -> Iterator[Any]:
+    """Rows of a .csv or .tsv as tables, from row `skip` on."""
+    separator = "\t" if ".tsv" in path.suffixes else ","
+    try:
+        with pd.read_csv(
+            path, sep=separator, chunksize=ROWS, skiprows=range(1, skip + 1), dtype=FRAMES
+        ) as tables:
+            yield from tables
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+
+
+def _check_frames(coding: str) -> None:
+    if coding != "whole":
+        raise ConfigError(
+            f"coding {coding!r} needs to know where coding sequences are",
+            hint="a table with columns cds_start and cds_end, in letters from 0; or coding='whole'",
+        )
 
 
 def _parts(count: int, generator: np.random.Generator, skip: int) -> Iterator[tuple[int, int]]:

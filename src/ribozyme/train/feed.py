@@ -90,9 +90,8 @@ class Feed:
         """
         epoch, block, done = (place.epoch, place.block, place.step) if place else (0, 0, 0)
         while True:
-            nothing = block == 0
-            for number, rows in enumerate(self._blocks(epoch, block), start=block):
-                examples = [one for one in rows if one is not None]
+            nothing, number = block == 0, block
+            for examples in self._blocks(epoch, block):
                 nothing = nothing and not examples
                 generator = np.random.default_rng([self.seed, epoch, number])
                 keys = generator.integers(2**64, size=len(examples), dtype=np.uint64)
@@ -106,16 +105,18 @@ class Feed:
                 for k, group in islice(enumerate(groups, start=1), done, None):
                     chosen = [examples[i] for i in group]
                     yield Step(chosen, lengths[group].tolist(), keys[group], Place(epoch, number, k))
-                done = 0
+                done, number = 0, number + 1
+                del examples  # before the next block is read: one is in memory at a time
             if nothing:
                 raise InputError(f"{self.corpus.where}: there is nothing to train on")
             epoch, block = epoch + 1, 0
 
     def _blocks(self, epoch: int, first: int) -> Iterator[list[Any]]:
         generator = np.random.default_rng([self.seed, epoch])
-        examples = self.corpus.read(generator, skip=first * self.buffer)
-        while block := list(islice(examples, self.buffer)):
-            yield block
+        rows = self.corpus.read(generator, skip=first * self.buffer)
+        while block := list(islice(rows, self.buffer)):
+            yield [one for one in block if one is not None]
+            del block
 
 
 def cut(

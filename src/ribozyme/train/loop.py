@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from ribozyme.errors import ConfigError
-from ribozyme.packing import plan
-from ribozyme.train.batch import Batch, Objective, evaluate
+from ribozyme.train.batch import Batch, Objective, evaluate, micro_batches
 from ribozyme.train.feed import Feed, Place, ahead, deal
 from ribozyme.train.history import History, State
 from ribozyme.train.processes import Workers, bar, interrupts, own_dropout, stopped
@@ -59,6 +58,11 @@ class Loop:
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             raise ConfigError(f"batch_tokens {self.batch_tokens} must be positive")
+        if min(self.log_every, self.validate_every, self.save_every) < 0 or self.seed < 0:
+            raise ConfigError(
+                f"log_every {self.log_every}, validate_every {self.validate_every}, save_every "
+                f"{self.save_every} and seed {self.seed} must be 0 or above"
+            )
         if not self.clip > 0 or (self.patience is not None and self.patience < 1):
             raise ConfigError(f"clip {self.clip} and patience {self.patience} must be positive")
         if self.precision not in PRECISIONS:
@@ -84,9 +88,29 @@ class Loop:
 
         Raises
         ------
-        ConfigError : the loss became infinite or NaN; weights and checkpoint are those before that step.
+        ConfigError : the loss became infinite or NaN; weights and checkpoint are those before that step. Or
+            another process trains in the folder.
+        InputError : an example that cannot be read; the checkpoint of the step before was written.
         KeyboardInterrupt, SystemExit : Ctrl-C or SIGTERM, after the checkpoint was written (with `run`).
         """
+        if self.patience is not None and not len(held):
+            raise ConfigError(
+                f"patience {self.patience} needs a validation, and nothing is held out",
+                hint="hold out more, give a validation, or leave patience out",
+            )
+        with contextlib.nullcontext() if run is None else run.alone():
+            return self._train(network, objective, feed, optimizer, held, run, watch)
+
+    def _train(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        feed: Feed,
+        optimizer: torch.optim.Optimizer,
+        held: Sequence[Any],
+        run: Run | None,
+        watch: Callable[[State], None] | None,
+    ) -> History:
         work = Training(self, network, objective, optimizer, run)
         state, total = work.state, self.schedule.steps
         with (
@@ -99,7 +123,7 @@ class Loop:
                 work.validate(held)
                 work.tell()
             while state.step < total and not self._enough(state.history):
-                stop = work.step(next(shares), asked)
+                stop = work.step(work.read(shares), asked)
                 show(state)
                 last = state.step == total
                 look = last or _due(state.step, self.validate_every)
@@ -113,13 +137,29 @@ class Loop:
                 if stop and not last:
                     work.leave()
                     raise stopped(asked)
+            if state.step == total:
+                self._complete(work, held, watch)
         work.finish()
         return state.history
+
+    def _complete(self, work: Training, held: Sequence[Any], watch: Callable[[State], None] | None) -> None:
+        """What the last step calls for, of a training that had been stopped at what is its last step now."""
+        history, step = work.state.history, work.state.step
+        validated, logged = step in history.validation_steps or not len(held), step in history.steps
+        if validated and logged:
+            return
+        if not validated:
+            work.validate(held)
+        if logged:
+            work.tell()
+        else:
+            work.log(watch)
+        work.save(finished=True)
 
     def _shares(self, feed: Feed, objective: Objective, place: Place, workers: Workers) -> Iterator[Share]:
         """The steps from `place` on: of each the micro-batches of this process."""
         for step in feed.steps(objective.length, place):
-            groups = plan(step.lengths, self.batch_tokens)
+            groups = micro_batches(objective, step.lengths, self.batch_tokens)
             mine = deal([sum(step.lengths[k] for k in group) for group in groups], workers.count)[
                 workers.rank
             ]

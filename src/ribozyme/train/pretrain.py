@@ -6,6 +6,7 @@
 The same call again goes on from the last checkpoint, and does nothing where the run is complete.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from ribozyme.engine.cells import CellModel
 from ribozyme.engine.device import batch_tokens as default_batch_tokens
 from ribozyme.engine.family import formats_of
 from ribozyme.engine.load import load
-from ribozyme.errors import InputError
+from ribozyme.errors import InputError, InputWarning
 from ribozyme.nn.linear import set_matmul_dtype
 from ribozyme.train.components import Components
-from ribozyme.train.corpus import CellCorpus, SequenceCorpus, held_examples
+from ribozyme.train.corpus import CellCorpus, SequenceCorpus, described, held_examples
 from ribozyme.train.feed import Corpus, Feed, InMemory
 from ribozyme.train.history import History, State
 from ribozyme.train.kmer_components import KmerComponents
@@ -30,6 +31,7 @@ from ribozyme.train.processes import first_process, process_device
 from ribozyme.train.recipe import Recipe, objective_of
 from ribozyme.train.run import Run, read_settings
 from ribozyme.train.schedule import Schedule, parameter_groups
+from ribozyme.train.snapshot import weights_digest
 
 __all__ = ["Recipe", "objective_of", "parts", "pretrain"]
 
@@ -64,10 +66,11 @@ def pretrain(
     folder : where the run is kept; with one of the same settings in it, the run goes on. Only `steps` may
         differ, if the rates of the steps that were done would have been the same.
     scratch : begin with fresh weights, of the same sizes, instead of those of the model
-    validation : another corpus to validate on, instead of a part of the first that is held out
+    validation : another corpus, of which at most 512 inputs are validated on, instead of a part of the first
     components : what the embedding is to tell beside: of masked `values` `Components`, in the place of each
         gene's bin; of letters `KmerComponents`
-    batch_tokens : tokens that go through the network at once; bounds the memory, not the result
+    batch_tokens : tokens that go through the network at once; bounds the memory, not the result (but of
+        `contrast`, which compares the inputs that go through at once)
     save_every, log_every : steps between checkpoints, and between lines of the log
     watch : called after each line of the log
 
@@ -99,9 +102,13 @@ def pretrain(
         "model": model if _is_name(model) and isinstance(model, str) else type(loaded.module).__name__,
         "network": asdict(loaded.config),
         "scratch": scratch,
-        "corpus": _described(corpus),
-        "validation": _described(validation),
+        # of a loaded model that is trained itself, a call that goes on finds other weights than the first
+        "first weights": weights_digest(loaded.module) if scratch or _is_name(model) else None,
+        "corpus": described(corpus),
+        "validation": described(validation),
+        "components": described(components),
         "columns": [sequence_column, gene_column],
+        "batch_tokens": budget if recipe.contrast else None,
         **asdict(recipe),
     }
     run = Run(
@@ -156,15 +163,24 @@ def parts(
     most: int = MOST_HELD,
 ) -> tuple[Corpus, list[Example]]:
     """What `pretrain` with the same arguments trains on, and the first `most` examples that it holds out."""
+    if validation is not None:
+        recipe = replace(recipe, held=0.0)
     source = _corpus(model, corpus, recipe, sequence_column, gene_column)
     if validation is not None:
         other = _corpus(model, validation, recipe, sequence_column, gene_column)
         if isinstance(other, InMemory):
             return source, list(other.examples)
         return source, held_examples(replace(other, held=1.0), most)
-    if isinstance(source, InMemory) or not recipe.held:
-        return source, []
-    return source, held_examples(source, most)
+    held = [] if isinstance(source, InMemory) else held_examples(source, most)
+    if recipe.held and not held:
+        what = "examples in memory are all trained on" if isinstance(source, InMemory) else "it is small"
+        warnings.warn(
+            f"nothing of {source.where} is held out ({what}), so the last weights are kept: give another "
+            "share (held), or a validation",
+            InputWarning,
+            stacklevel=3,
+        )
+    return source, held
 
 
 def _is_name(model: Any) -> bool:
@@ -198,13 +214,3 @@ def _corpus(
         coding=recipe.coding,
         held=recipe.held,
     )
-
-
-def _described(source: Any) -> Any:
-    """What of a corpus must be the same for a run to go on."""
-    if source is None:
-        return None
-    if isinstance(source, str | Path):
-        path = Path(source)
-        return [path.name, path.stat().st_size if path.is_file() else None]
-    return [type(source).__name__, len(source) if hasattr(source, "__len__") else None]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ribozyme.engine.device import fast_bfloat16
+from ribozyme.errors import ConfigError
 from ribozyme.train.history import State
 
 
@@ -27,6 +28,10 @@ class Workers:
         self.rank, self.count = self.state.process_index, self.state.num_processes
         self.main = self.state.is_main_process
         asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision == "auto" and asked not in ("no", "bf16"):
+            raise ConfigError(
+                f"mixed precision {asked!r} does not exist here", hint="no or bf16; or give a precision"
+            )
         fast = asked == "bf16" or (asked == "no" and fast_bfloat16(device))
         self.bfloat16 = precision == "bfloat16" or (precision == "auto" and fast)
 
@@ -71,7 +76,7 @@ class Workers:
 
 def first_process() -> bool:
     """Whether this process is the one of several that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or int(os.environ.get("RANK", "0")) == 0
 
 
 def end_processes() -> None:

@@ -1,5 +1,6 @@
 """How a model is pretrained: the settings, and the objective that they make for a model."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,15 @@ class Recipe:
     objective : `next` letter, `masked` letters, masked `values`, `generative`; by default by the model
     contrast : of `masked`, the coefficient of telling two parts of a sequence from others
     share : of the letters, or bins, that are masked; by default 0.15, 0.4
+    coding : `whole`, `mark`, `only`, as of `SequenceCorpus`
+    learning_rate : the highest; weight_decay : of matrices, of AdamW; clip : longest gradient
     schedule, warmup, decay : as of `Schedule`; the warm-up is 2 % of the steps by default
-    buffer : inputs that are shuffled together
+    buffer : inputs that are shuffled together, and in memory
     sorted_steps : steps whose inputs are sorted by length together
     held : share of the inputs that are held out, of which at most 512 are looked at
+    validate_every, patience : steps between validations, and how many that are no better end the training
+    precision : `auto`, `float32` or `bfloat16`, as of `Loop`
+    seed : of everything random
     """
 
     steps: int = 10_000
@@ -60,6 +66,11 @@ class Recipe:
             raise ConfigError(f"held {self.held} is a share from 0 to below 1")
         if self.longest is not None and self.longest < 1:
             raise ConfigError(f"longest {self.longest} must be positive")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ConfigError(f"share {self.share} of the letters or bins must be between 0 and 1")
+        for name in ("contrast", "learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 0 or above")
 
 
 def objective_of(

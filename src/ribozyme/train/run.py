@@ -4,7 +4,7 @@
 
     run.json                the settings that the run was begun with
     checkpoint.safetensors  weights, optimizer, place in the data, history: one file, replaced whole
-    best.safetensors        the weights of the best validation
+    best-N.safetensors      the weights of the best validation, that of step N
     log.csv, curve.json, curve.png   losses, rate and speed; tensorboard/ where that is installed
     failed-step-N.safetensors        the batch at which the loss was no number
 
@@ -12,11 +12,12 @@ Nothing is pickled: an optimizer's state is tensors and numbers, and is written 
 kept, as all random numbers of a training are functions of its seed and step (`feed.py`, `loop.py`).
 """
 
+import contextlib
 import csv
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 
 from ribozyme.errors import CheckpointError, ConfigError, InputError
-from ribozyme.files import AtomicFile
+from ribozyme.files import AtomicFile, folder_lock
 from ribozyme.tensors import Tensors
 from ribozyme.train.history import COLUMNS, History, State
 from ribozyme.train.schedule import Schedule
@@ -38,7 +39,7 @@ from ribozyme.train.snapshot import (
     write_sealed,
 )
 
-SETTINGS, CHECKPOINT, BEST = "run.json", "checkpoint.safetensors", "best.safetensors"
+SETTINGS, CHECKPOINT = "run.json", "checkpoint.safetensors"
 LOG, CURVE, PICTURE, BOARD = "log.csv", "curve.json", "curve.png", "tensorboard"
 FORMAT = 1
 PICTURE_SECONDS = 60
@@ -91,6 +92,9 @@ class Run:
         moments, groups = packed_optimizer(optimizer)
         about = {"state": state.to_json(), "optimizer": json.dumps(groups)}
         write_sealed(self.folder / CHECKPOINT, tensors | moments, about)
+        for path in self.folder.glob("best-*.safetensors"):
+            if path != self._best(state.history.best_step):
+                path.unlink()  # no checkpoint is of it any more
         self.write_curve(state.history, picture=finished)
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -109,14 +113,14 @@ class Run:
             load_learnt(network, weights, path)
             unpack_optimizer(optimizer, tensors, groups, path)
             if state.history.best is not None:
-                read_sealed(self.folder / BEST)  # damage is found now, not when the training ends
+                read_sealed(self._best(state.history.best_step))  # damage is found now, not in the end
         self._begin_log(state.history)
         return state
 
-    def save_best(self, network: nn.Module) -> None:
-        """Keep the weights of the best validation."""
+    def save_best(self, network: nn.Module, step: int) -> None:
+        """Keep the weights of the best validation; the one before stays until the next checkpoint."""
         if self.writes:
-            write_sealed(self.folder / BEST, learnt(network), {})
+            write_sealed(self._best(step), learnt(network), {})
 
     def record(self, history: History) -> None:
         """Log and curve of a training that was done at once."""
@@ -128,9 +132,36 @@ class Run:
         if self.writes and self.also is not None:
             self.also()
 
-    def load_best(self, network: nn.Module) -> None:
+    def load_best(self, network: nn.Module, step: int) -> None:
         """Put them back."""
-        load_learnt(network, read_sealed(self.folder / BEST)[0], self.folder / BEST)
+        path = self._best(step)
+        load_learnt(network, read_sealed(path)[0], path)
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step}.safetensors"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other training writes here meanwhile.
+
+        Raises
+        ------
+        ConfigError : one does already.
+        """
+        if not self.writes:
+            yield
+            return
+        lock = folder_lock(self.folder)
+        if lock is None:
+            raise ConfigError(
+                f"{self.folder}: another process trains here",
+                hint="wait for its end, or choose another folder",
+            )
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is ours
+            lock.release()
 
     def log(self, history: History) -> None:
         """Add the last line of the history to the log, and to TensorBoard where that is installed."""

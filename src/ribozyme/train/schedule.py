@@ -41,7 +41,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"decay {self.kind!r} does not exist", hint=f"one of {', '.join(KINDS)}")
+            raise ConfigError(f"schedule {self.kind!r} does not exist", hint=f"one of {', '.join(KINDS)}")
         if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay <= 1:
             raise ConfigError(
                 f"a schedule of {self.steps} steps with a warm-up of {self.warmup} and a decay over "

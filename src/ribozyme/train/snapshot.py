@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ribozyme.errors import CheckpointError, ConfigError
+from ribozyme.errors import CheckpointError, ConfigError, OutputError
 from ribozyme.files import AtomicFile
 from ribozyme.tensors import Tensors, read_safetensors, write_safetensors
 
@@ -84,9 +84,20 @@ def unpack_optimizer(
 
 
 def write_sealed(path: Path, tensors: Tensors, about: dict[str, str]) -> None:
-    """A file that is there whole or not at all, and that notices a bit that changes later."""
-    with AtomicFile(path) as temporary:
-        write_safetensors(temporary, tensors, **about)
+    """A file that is there whole or not at all, and that notices a bit that changes later.
+
+    Raises
+    ------
+    OutputError : it cannot be written, as on a full disk; what was there before still is.
+    """
+    try:
+        with AtomicFile(path) as temporary:
+            write_safetensors(temporary, tensors, **about)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error})",
+            hint="make room, and give the same command again: it goes on from the last checkpoint",
+        ) from error
 
 
 def read_sealed(path: Path) -> tuple[Tensors, dict[str, str]]:

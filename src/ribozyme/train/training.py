@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ribozyme.errors import ConfigError
+from ribozyme.errors import ConfigError, RibozymeError
 from ribozyme.tensors import Tensors
 from ribozyme.train.batch import Batch, Objective, combined, evaluate
 from ribozyme.train.feed import Place
@@ -51,6 +52,8 @@ class Training:
         self.optimizer, self.run = optimizer, run
         self.device = next(network.parameters()).device
         self.workers = Workers(self.device, loop.precision)
+        if self.workers.count > 1 and any(isinstance(part, _BatchNorm) for part in network.modules()):
+            raise ConfigError("batch norms (DSBN) are trained in one process: each would see its own cells")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.state = State() if run is None else run.restore(network, optimizer)
@@ -58,12 +61,27 @@ class Training:
         self.best = Best() if run is None else run
         self.norm, self.began = 0.0, time.monotonic() - self.state.seconds
 
+    def read(self, shares: Iterator[Share]) -> Share:
+        """The next step; where it cannot be read, what was trained is kept."""
+        try:
+            return next(shares)
+        except RibozymeError as error:
+            if self.run is not None and self.state.step:
+                self.save(finished=True)
+                self.leave()
+                error.add_note(
+                    f"the {self.state.step:,} steps before it are kept in {self.run.folder}; once the corpus "
+                    "is mended, train these weights further (--model) in another folder"
+                )
+            raise
+
     def step(self, share: Share, asked: Sequence[int]) -> bool:
         """One step; True if some process was asked to stop."""
         state = self.state
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * self.loop.schedule.factor(state.step)
         self.network.train()
+        statistics = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         totals = self.workers.total(self._mine(share, asked))
         losses = self._backward(share, totals)
@@ -71,6 +89,8 @@ class Training:
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.loop.clip).item()
         loss = self.workers.total(losses.sum()).item()
         if not (math.isfinite(loss) and math.isfinite(self.norm)):
+            for buffer, before in statistics:
+                buffer.copy_(before)
             raise self._failed(share, losses, loss)
         self.optimizer.step()
         state.step, state.place, state.loss = state.step + 1, share.after, loss
@@ -99,18 +119,20 @@ class Training:
 
     def validate(self, held: Sequence[Any]) -> None:
         """The loss on `held`; the weights are kept if it is the lowest."""
-        history, loop = self.state.history, self.loop
+        state, history, loop = self.state, self.state.history, self.loop
         self.network.eval()
         loss = evaluate(self.network, self.objective, held, loop.batch_tokens, self.workers, loop.seed)
         if not math.isfinite(loss):
+            self.save(finished=True)
+            self.leave()
             raise ConfigError(
-                f"the validation loss became {loss} in step {self.state.step:,}",
+                f"the validation loss became {loss} in step {state.step:,}",
                 hint="use a lower learning rate",
             )
         history.validation_loss.append(loss)
-        history.validation_steps.append(self.state.step)
-        if history.best_step == self.state.step:
-            self.best.save_best(self.network)
+        history.validation_steps.append(state.step)
+        if history.best_step == state.step:
+            self.best.save_best(self.network, state.step)
 
     def log(self, watch: Callable[[State], None] | None) -> None:
         """A line in history and log."""
@@ -147,7 +169,7 @@ class Training:
         """The weights of the best validation into the network."""
         self.workers.wait()  # until the first process has written them
         if self.state.history.best is not None:
-            self.best.load_best(self.network)
+            self.best.load_best(self.network, self.state.history.best_step)
         self.leave()
 
     def _failed(self, share: Share, losses: Tensor, loss: float) -> ConfigError:
@@ -173,11 +195,11 @@ class Best:
     def __init__(self) -> None:
         self.tensors: Tensors = {}
 
-    def save_best(self, network: nn.Module) -> None:
+    def save_best(self, network: nn.Module, step: int) -> None:
         """Keep a copy."""
         self.tensors = {name: tensor.clone() for name, tensor in learnt(network).items()}
 
-    def load_best(self, network: nn.Module) -> None:
+    def load_best(self, network: nn.Module, step: int) -> None:
         """Put it back."""
         network.load_state_dict(self.tensors, strict=False)
 

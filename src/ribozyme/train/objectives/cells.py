@@ -32,7 +32,10 @@ class MaskedValues:
         contrast : finding each cell again in a second pass with other dropout (CCE)
         components : squared error of `components` of the whole cell, told by the cell embedding
 
-    A network with `domains` norms each cell by its batch label (DSBN).
+    Published coefficients are beside errors in bins: here `expression` and `mvc` are divided by `bins`^2, so
+    other parts are to be as well. `similarity` and `contrast` compare the cells of a micro-batch, so they
+    depend on `batch_tokens`; so does a network with `domains`, which norms each cell by its batch label over
+    the micro-batch (DSBN), in one process.
     """
 
     reading: Genes
@@ -49,6 +52,11 @@ class MaskedValues:
             raise ConfigError(f"part {unknown[0]!r} does not exist", hint=f"any of {known}")
         if ("components" in self.parts) != (self.components is not None):
             raise ConfigError("part 'components' and components go together")
+
+    @property
+    def compares(self) -> bool:
+        """Whether an input alone in a micro-batch says nothing."""
+        return bool({"similarity", "contrast"} & self.parts.keys())
 
     def length(self, example: Example) -> int:
         """Tokens of a cell."""
@@ -156,7 +164,8 @@ class Generative:
 
 def expressed(probability: Tensor, bins: Tensor) -> Tensor:
     """Sum of - log p where a gene is expressed, - log (1 - p) where it is not."""
-    return F.binary_cross_entropy(probability.float(), (bins > 0).float(), reduction="sum")
+    with torch.autocast(probability.device.type, enabled=False):  # which it refuses on a GPU
+        return F.binary_cross_entropy(probability.float(), (bins > 0).float(), reduction="sum")
 
 
 def squared(predicted: Tensor, bins: Tensor, count: int) -> Tensor:

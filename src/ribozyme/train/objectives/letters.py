@@ -72,7 +72,7 @@ class MaskedLetters:
     letters : ids that may be chosen and that replace, without special tokens. Over a vocabulary of codons
         whole codons are masked.
     contrast : coefficient of telling, by the mean rows, which two views are of one sequence (`info_nce`
-        among those of the micro-batch); the reading then gives two views
+        among those of the micro-batch, so `batch_tokens` matters); the reading then gives two views
     components : also learnt: the squared error of these, of the whole sequence, told by the mean row of its
         letters
     """
@@ -89,6 +89,11 @@ class MaskedLetters:
         """The masked letters, and contrast and components where they are asked for."""
         contrast = {"contrast": self.contrast} if self.contrast else {}
         return {"masked": 1.0} | contrast | ({} if self.components is None else {"components": 1.0})
+
+    @property
+    def compares(self) -> bool:
+        """Whether an input alone in a micro-batch says nothing."""
+        return self.contrast > 0
 
     def length(self, example: Example) -> int:
         """Tokens of an example."""
