@@ -134,7 +134,7 @@ def run(folder: str | Path, seed: int = 0, models: Mapping[str, Any] | None = No
     if models is None:
         from ribozyme.engine.load import load
 
-        models = {name: load(name) for name in MODELS}
+        models = {name: load(name, dtype="float32") for name in MODELS}  # the same numbers everywhere
     rnafm, helix, scgpt = (models[name] for name in MODELS)
     with warnings.catch_warnings():
         warnings.simplefilter(

@@ -2,7 +2,8 @@
 
 1. a model in the package;
 2. a folder or file that exists;
-3. a name of the registry, fetched from its hub id at the pinned revision, checked by size and sha256;
+3. a name of the registry, fetched from its hub id, at the revision that its line pins or else the newest;
+   checked by size and sha256 where its line has them, else by the sha256 that the hub has of large files;
 4. `org/name[@revision]`, any repository of the hub.
 
 Fetching is huggingface_hub's: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are its variables,

@@ -1,6 +1,7 @@
 """The commands, as a user types them: results in files or on stdout, all talk on stderr, one clear error."""
 
 import json
+import re
 import shutil
 
 import anndata as ad
@@ -84,7 +85,7 @@ def test_info_describes_every_small_model(run, name):
 def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
     out = run("info", "scgpt-mini")[1]
     assert "trained on" in out
-    assert "over untrained: value" in out
+    assert re.search(r"untrained \w+ 0\.\d{3}, gain \+0\.\d{3}\s+\[", out)
     assert "limits" in out
     from ribozyme import hub
 
@@ -95,7 +96,7 @@ def test_info_shows_scores_of_these_weights_only(run, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_folder_in_package", lambda model: folder)
     out = run("info", "scgpt-mini")[1]
     assert "measured with other weights" in out
-    assert "over untrained" not in out
+    assert "gain +" not in out
     (folder / "scores.json").unlink()
     assert "measured" not in run("info", "scgpt-mini")[1]
 

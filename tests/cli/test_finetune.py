@@ -172,7 +172,7 @@ def test_alike_sequences_stay_in_one_part(run, frame, rna, tmp_path):
     [
         ({}, ("--target", "colour"), "there is no column 'colour'"),
         ({"share": None}, (), "60 rows have no label in share, the first is row 1"),
-        ({"share": "high"}, (), "holds 'high', which is no number"),
+        ({"share": "high"}, (), "holds 'high', which is no finite number"),
         (
             {"kind": "one"},
             ("--target", "kind", "--task", "classification"),
@@ -269,7 +269,13 @@ def regression(folder, rna, *words):
 
 @pytest.mark.parametrize(
     "change",
-    [("--pooling", "max"), ("--head", "linear"), ("--epochs", "4"), ("--layers", "0", "--head", "attention")],
+    [
+        ("--pooling", "max"),
+        ("--head", "linear"),
+        ("--epochs", "4"),
+        ("--head", "attention"),
+        ("--target", "other"),
+    ],
 )
 def test_a_run_of_other_settings_is_kept(run, frame, rna, tmp_path, change):
     frame.to_csv(tmp_path / "t.csv", index=False)
@@ -278,7 +284,7 @@ def test_a_run_of_other_settings_is_kept(run, frame, rna, tmp_path, change):
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     status, _, err = run(*words, *change)
     assert status == 1
-    assert "holds a run with" in err
+    assert "holds a run with" in err or "has a run with --target share, not other" in err
     assert {path: path.read_bytes() for path in kept} == kept
 
 
@@ -287,8 +293,8 @@ def test_a_run_of_other_settings_is_kept(run, frame, rna, tmp_path, change):
     [
         (59, "sequence", "AC GT", "row 60"),
         (59, "sequence", "A" * 70, "'s59' has 70 letters"),
-        (59, "share", "inf", "the first at position 59"),
-        (58, "share", ">10", "row 59: 'share' holds '>10', which is no number"),
+        (59, "share", "inf", "row 60: 'share' holds 'inf', which is no finite number"),
+        (58, "share", ">10", "row 59: 'share' holds '>10', which is no finite number"),
     ],
 )
 def test_the_test_part_is_looked_at_before_the_training(
@@ -419,3 +425,21 @@ def test_another_table_is_evaluated_by_its_own_columns(run, frame, rna, tmp_path
     status, _, err = run(*words)
     assert (status, "choose 'truncate'" in err) == (1, True)
     assert run(*words, "--overlong", "truncate")[0] == 0
+
+
+def test_intervals_are_over_what_stays_together(run, rna, tmp_path):
+    """Clusters of copies: as wide as over clusters, not over rows; the same from `evaluate`."""
+    generator = np.random.default_rng(0)
+    founders = ["".join(generator.choice(list("ACGU"), 30)) for _ in range(20)]
+    copies = pd.DataFrame({"sequence": np.repeat(founders, 5), "share": generator.normal(size=100)})
+    copies.to_csv(tmp_path / "t.csv", index=False)
+    words = ("--model", rna, "--target", "share", "--task", "regression", "--test", "0.4")
+    assert run("finetune", tmp_path / "t.csv", "-o", tmp_path / "run", *words)[0] == 0
+    rows = json.loads((tmp_path / "run" / "data.json").read_text())["parts"]["test"]
+    tested, clusters = copies.iloc[rows], np.array(rows) // 5
+    loaded = rz.load(tmp_path / "run")
+    wanted = loaded.evaluate(tested["sequence"].tolist(), tested["share"].to_numpy(), groups=clusters)["mse"]
+    assert run("evaluate", tmp_path / "run", tmp_path / "t.csv", "-o", tmp_path / "m.json")[0] == 0
+    for path in (tmp_path / "run" / "metrics.json", tmp_path / "m.json"):
+        found = json.loads(path.read_text())["scores"]["model"]["mse"]
+        assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-5)

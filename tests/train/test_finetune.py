@@ -273,7 +273,7 @@ def test_a_setting_that_makes_no_sense_is_refused_at_once(rnafm, settings, messa
         ({"layers": 3}, "layers 3 cannot be trained"),
         ({"epochs": 0}, "must be positive"),
         ({"batch_size": 0}, "must be positive"),
-        ({"decay": "square"}, "decay 'square' does not exist"),
+        ({"decay": "square"}, "schedule 'square' does not exist"),
         ({"learning_rate": 1e30, "layers": None, "clip": 1e9}, "use a lower learning rate"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ from ribozyme.models.helix.config import Config
 from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.models.rnafm.config import Config as RNAConfig
 from ribozyme.models.rnafm.model import RNAFM
+from ribozyme.models.scgpt.config import Config as CellConfig
+from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.train import snapshot
 from ribozyme.train.batch import micro_batches
 from ribozyme.train.feed import Feed, InMemory
 from ribozyme.train.history import History
 from ribozyme.train.loop import Loop, Training, evaluate
-from ribozyme.train.objectives import Example, Letters, MaskedLetters, NextLetter
+from ribozyme.train.objectives import Example, Genes, Letters, MaskedLetters, MaskedValues, NextLetter
 from ribozyme.train.processes import first_process
 from ribozyme.train.run import Run
 from ribozyme.train.schedule import Schedule, parameter_groups
@@ -637,3 +640,51 @@ def test_what_the_environment_says_of_processes_and_precision(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(ConfigError, match="mixed precision 'fp16'"):
         go(loop=settings(precision="auto"))
+
+
+def cells_with_batches():
+    drawn = np.random.default_rng(1)
+    return [
+        Example(drawn.permutation(20)[:n], drawn.integers(0, 51, n).astype(np.float32), k % 2, k % 3)
+        for k, n in enumerate(drawn.integers(6, 14, 24))
+    ]
+
+
+def equipped():
+    """scGPT with every head that fine-tuning has a loss for, and a norm for each batch (DSBN)."""
+    config = CellConfig(
+        vocab_size=24, layers=1, dim=16, heads=2, ffn_dim=16, dropout=0.2, explicit_zero=True, n_cls=3,
+        adversary=2, domains=2,
+    )  # fmt: skip
+    network = ScGPT(config)
+    network.initialise(torch.Generator().manual_seed(0))
+    return network
+
+
+def train_cells(folder=None):
+    parts = ("expression", "mvc", "zero", "mvc_zero", "classes", "batches", "similarity", "contrast")
+    goal = MaskedValues(Genes(cls_id=21, cls_value=-2.0), -1.0, 51, parts=dict.fromkeys(parts, 1.0))
+    network, examples = equipped(), cells_with_batches()
+    optimizer = torch.optim.AdamW(parameter_groups(network.named_parameters(), 0.1), lr=0.01)
+    feed = Feed(corpus=InMemory(examples), size=120, buffer=24, seed=5)
+    run = None if folder is None else Run(folder, {})
+    history = settings().train(network, goal, feed, optimizer, held=examples[:4], run=run)
+    return network, history
+
+
+def test_scgpt_with_all_its_losses_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    whole, history = train_cells()
+    assert history.loss[-1] < history.loss[0]
+    with monkeypatch.context() as patch:
+        killed_at(5, "step", patch)
+        with pytest.raises(Killed):
+            train_cells(tmp_path)
+    again, its_history = train_cells(tmp_path)
+    assert same(again, whole)  # running statistics among them
+    assert its_history.loss == history.loss
+
+
+def test_batch_norms_are_trained_in_one_process(monkeypatch):
+    monkeypatch.setattr("ribozyme.train.training.Workers", lambda device, precision: SimpleNamespace(count=2))
+    with pytest.raises(ConfigError, match="trained in one process"):
+        train_cells()

@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ribozyme.engine.sequences import SequenceModel
 from ribozyme.errors import ConfigError
 from ribozyme.models.helix.config import Config as HelixConfig
 from ribozyme.models.helix.model import HelixMRNA
 from ribozyme.models.rnafm.config import Config as RNAConfig
 from ribozyme.models.rnafm.model import RNAFM
+from ribozyme.models.rnafm.tokenizer import CODON, Tokenizer
 from ribozyme.models.scgpt.config import Config as CellConfig
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.packing import Packed
@@ -28,6 +31,7 @@ from ribozyme.train.objectives import (
     info_nce,
     squared,
 )
+from ribozyme.train.pretrain import Recipe, objective_of
 
 LETTERS = (4, 5, 6, 7)
 
@@ -113,6 +117,23 @@ def test_masked_letters_hide_80_swap_10_and_leave_10_of_a_hundred():
     assert swapped.mean() == pytest.approx(0.1 * 3 / 4, abs=0.02)  # one in four is swapped for itself
     assert set(seen[rows][swapped]) == set(LETTERS)
     assert np.diff(rows).std() > 1  # not at regular distances
+
+
+def test_of_mrnafm_whole_codons_are_masked():
+    how = {"vocabulary": CODON, "positions": 10_010, "contact_head": False}
+    config = RNAConfig(layers=1, dim=16, heads=2, ffn_dim=32, **how)
+    model = SequenceModel(seeded(RNAFM(config)), Tokenizer(CODON), torch.device("cpu"))
+    objective = objective_of(model, Recipe())
+    assert sorted(CODON[k] for k in objective.letters) == sorted(map("".join, product("ACGU", repeat=3)))
+    generator = np.random.default_rng(0)
+    sequence = "".join(generator.choice(list("ACGU"), 30_000))
+    batch = objective.batch([Example(model.tokenizer.encode(sequence))], keys(1))
+    rows, seen = batch.targets["rows"].numpy(), batch.inputs.ids.numpy()
+    asked = [CODON[k] for k in batch.targets["letters"]]
+    assert asked == [sequence[3 * (row - 1) : 3 * row] for row in rows]
+    assert len(rows) == pytest.approx(0.15 * 10_000, rel=0.1)
+    assert (seen[rows] == CODON.index("<mask>")).mean() == pytest.approx(0.8, abs=0.04)
+    assert all(len(CODON[k]) == 3 for k in seen[rows] if k != CODON.index("<mask>"))
 
 
 def test_masked_letters_is_the_cross_entropy_at_the_hidden_letters(rnafm):

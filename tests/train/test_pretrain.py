@@ -26,7 +26,7 @@ from ribozyme.train.feed import InMemory
 from ribozyme.train.kmer_components import kmer_components
 from ribozyme.train.loop import Training
 from ribozyme.train.objectives import Example
-from ribozyme.train.pretrain import Recipe, parts, pretrain
+from ribozyme.train.pretrain import Recipe, objective_of, parts, pretrain
 
 PATTERNS = ["ACGU" * 5, "AACCGGUU" * 2, "AUAUAUAUAUAU"]
 
@@ -341,15 +341,14 @@ def test_a_corpus_too_small_to_hold_any_out_is_said(make_model):
 
 
 @pytest.mark.parametrize(
-    "how",
-    [
-        {"share": 0.0},
-        {"share": 3.0},
-        {"contrast": -1.0},
-        {"learning_rate": float("nan")},
-        {"weight_decay": -1.0},
-    ],
+    ("name", "value"),
+    [("share", -0.5), ("share", 3.0), ("contrast", -1.0), ("learning_rate", np.nan), ("weight_decay", -1.0)],
 )
-def test_recipes_that_make_no_sense_are_errors(how):
-    with pytest.raises(ConfigError, match=next(iter(how))):
-        recipe(**how)
+def test_recipes_that_make_no_sense_are_errors(name, value):
+    with pytest.raises(ConfigError, match=name):
+        recipe(**{name: value})
+
+
+def test_a_share_of_nothing_is_an_error(make_model):
+    with pytest.raises(ConfigError, match="share 0 masks nothing"):
+        objective_of(make_model("rnafm"), Recipe(share=0.0))

@@ -53,7 +53,7 @@ def test_a_rate_that_falls_is_never_zero_before_the_end():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 5, "kind": "square"}, "decay 'square' does not exist"),
+        ({"steps": 5, "kind": "square"}, "schedule 'square' does not exist"),
         ({"steps": 0}, "makes no sense"),
         ({"steps": 5, "warmup": -1}, "makes no sense"),
         ({"steps": 5, "decay": 1.5}, "makes no sense"),

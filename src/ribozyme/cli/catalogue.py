@@ -1,6 +1,6 @@
 """`ribozyme models | info | convert`: what there is, on what terms, and in which layout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -94,18 +94,27 @@ def _describe_card(table: Table, files: Mapping[str, Path | None]) -> None:
         return
     table.add_row("scores", scores["what"])
     for task, of in scores["tasks"].items():
-        lines = [
-            f"{who}: {', '.join(f'{k} {v:.3f}' for k, v in values.items())}" for who, values in of.items()
-        ]
-        table.add_row("", "\n  ".join([task, *lines]))
+        table.add_row("", "\n  ".join([f"{task}: {_value(of['trained'])}", *_rivals(of)]))
     table.add_row("limits", scores["limits"])
+
+
+def _value(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{metric} {value:.3f}" for metric, value in values.items())
+
+
+def _rivals(of: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """What else was scored, and by how much the model is better."""
+    for who, values in of.items():
+        if (gain := of.get(f"over {who}")) is not None:
+            interval = f" [{gain['low']:+.3f}, {gain['high']:+.3f}]" if "low" in gain else ""
+            yield f"{who} {_value(values)}, gain {gain['value']:+.3f}{interval}"
 
 
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="name, folder, file or hub id")],
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
     layout: Annotated[
-        str, typer.Option(help="native, or a published layout of the model's family")
+        str, typer.Option(help="native; of Helix-mRNA hf; of RNA-FM fairseq, multimolecule; of scGPT scgpt")
     ] = "native",
 ) -> None:
     """Rewrite a checkpoint in another layout."""

@@ -1,5 +1,6 @@
 """`ribozyme evaluate`: how good a run is on labelled inputs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def evaluate(
 ) -> None:
     """Score a run on labelled inputs, with intervals; print a table, write JSON."""
     from ribozyme.loading import load
-    from ribozyme.train.tables import read_labelled
+    from ribozyme.train.tables import groups_of, read_labelled
 
     check_choice("part", part, ("auto", "train", "validation", "test", "all"))
     about = read_about(run)
@@ -58,6 +59,8 @@ def evaluate(
     given |= {"split_column": None, "group_column": group_column or about["group_column"]}
     columns = columns_of(about if known else about | given)
     data = read_labelled(input, **columns, groups_optional=group_column is None)
+    if known:
+        data = replace(data, groups=groups_of(data, about["split"]))
     if known and part != "all":
         part = "test" if part == "auto" and about["parts"]["test"] else part
         part = "validation" if part == "auto" and about["parts"]["validation"] else part

@@ -17,6 +17,7 @@ from ribozyme.cli.runs import (
     check_choice,
     columns_of,
     digest_of,
+    read_about,
     report,
     write_json,
 )
@@ -73,6 +74,7 @@ def finetune(
         "drop_missing": drop_missing,
     }
     data, digest = read_labelled(table, **columns_of(source)), digest_of(table)
+    _check_same(output, {**source, "split": split})
     chosen = model if model != "auto" else "scgpt-mini" if hasattr(data.X, "obs") else "rnafm-mini"
     estimator = _estimator(task, data.y, class_weight)(
         chosen,
@@ -90,22 +92,37 @@ def finetune(
         seed=seed,
         device=device,
     )
-    groups = groups_of(data, split)
-    parts = parts_of(data, groups, validation=validation, test=test, seed=seed)
+    data = replace(data, groups=groups_of(data, split))
+    parts = parts_of(data, validation=validation, test=test, seed=seed)
     rows = {name: getattr(parts, name).tolist() for name in ("train", "validation", "test")}
     training, held, tested = (data.of(of) for of in (parts.train, parts.validation, parts.test))
-    training = replace(training, groups=None if groups is None else groups[parts.train])
     estimator.check(data.X, data.y, training.y)  # the test part too, before anything long
     _fit(estimator, training, held, output)
     sizes = ", ".join(f"{name} {len(of):,}" for name, of in rows.items())
     print(f"{output}: {sizes} inputs", file=sys.stderr)
     about = {"table": str(table.resolve()), **source, "split": split, "digest": digest, "parts": rows}
     seen = sorted({*training.digests(), *held.digests()})
-    write_json(output / DATA, {**about, "seen": seen})
+    write_json(output / DATA, {**about, "seen": seen}, indent=None)  # long lists
     judged, name = (tested, "test") if len(tested) else (held, "validation")
     if len(judged):
         report(estimator, judged, training if baselines else None, output / METRICS, name, seed)
     print(f"{output}: predict with `ribozyme predict {output} INPUT -o OUTPUT`", file=sys.stderr)
+
+
+def _check_same(output: Path, source: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the folder has a finished run that learnt other columns."""
+    from ribozyme.loading import ESTIMATOR
+
+    if not ((output / DATA).is_file() and (output / ESTIMATOR).is_file()):
+        return
+    about = read_about(output)
+    for name, wanted in source.items():
+        if about[name] != wanted:
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"{output}: has a run with --{option} {about[name]}, not {wanted}",
+                hint="choose another folder for this one",
+            )
 
 
 def _fit(estimator: Any, training: Any, held: Any, output: Path) -> None:

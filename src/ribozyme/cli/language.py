@@ -20,17 +20,21 @@ Overlong = Annotated[str, typer.Option(help="inputs past the model's window: err
 Strict = Annotated[bool, typer.Option("--strict", help="unknown letters and truncation are errors")]
 
 
+SequenceColumn = Annotated[str | None, typer.Option(help="column of a table that holds sequences")]
+
+
 def score(
     input: Input,
     output: Output = None,
+    sequence_column: SequenceColumn = None,
     model: Annotated[str, typer.Option(help="name, folder, file or hub id")] = "helix-mrna-mini",
     overlong: Overlong = "error",
     strict: Strict = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Log-likelihood of each sequence, in nats per letter."""
-    loaded, records = _prepare(model, input, device, dtype)
+    """Log-likelihood of each sequence, in nats per letter; a masked model takes a pass for each letter."""
+    loaded, records = _prepare(model, input, sequence_column, device, dtype)
     scores = loaded.score(records, overlong=overlong, strict=strict)
     rows = [(record.name, f"{value:.6f}") for record, value in zip(records, scores)]
     _write(output, ("id", "score"), rows)
@@ -39,13 +43,14 @@ def score(
 def fill(
     input: Input,
     output: Output = None,
+    sequence_column: SequenceColumn = None,
     model: Annotated[str, typer.Option(help="name, folder, file or hub id")] = "rnafm-mini",
     top: Annotated[int, typer.Option(help="letters to list a mask", min=1)] = 5,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Rank the letters (codons) at each <mask> of each sequence; positions count from 0."""
-    loaded, records = _prepare(model, input, device, dtype)
+    loaded, records = _prepare(model, input, sequence_column, device, dtype)
     rows = [
         (record.name, one.position, rank + 1, letter, f"{probability:.6f}")
         for record, masks in zip(records, loaded.fill(records, top=top))
@@ -55,11 +60,13 @@ def fill(
     _write(output, ("id", "position", "rank", "letter", "probability"), rows)
 
 
-def _prepare(model: str, source: str, device: str, dtype: str) -> tuple[Any, list[Any]]:
+def _prepare(
+    model: str, source: str, sequence_column: str | None, device: str, dtype: str
+) -> tuple[Any, list[Any]]:
     from ribozyme.engine.load import load
     from ribozyme.io.sequences import read_sequences
 
-    records = list(read_sequences(source))
+    records = list(read_sequences(source, sequence_column=sequence_column))
     return load(model, device=device, dtype=dtype), records
 
 

@@ -98,11 +98,11 @@ def check_writable(output: Path) -> None:
         raise InputError(f"{output}: there is no folder {str(output.parent)!r}", hint="make it first")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:
     from ribozyme.files import AtomicFile
 
     with AtomicFile(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def report(estimator: Any, data: Any, training: Any, output: Path | None, part: str, seed: int) -> None:

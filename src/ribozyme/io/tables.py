@@ -134,7 +134,8 @@ def check_output(path: str | Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise InputError(
-            f"{path}: no format has the suffix {suffix!r}", hint=f"known are {', '.join(FORMATS)}"
+            f"{path}: no format has the suffix {suffix!r}",
+            hint=f"known are {', '.join(FORMATS)}; of cells also .h5ad",
         )
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {str(path.parent)!r}", hint="make it first")

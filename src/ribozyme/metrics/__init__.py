@@ -6,7 +6,9 @@
 
 Every function gives a `Score`: a value with a percentile interval by bootstrap (over examples, or over
 `groups` of them), the number of examples, and where there is no value (one class, constant labels) NaN with
-the reason.
+the reason. Labels and predictions are (n,), of several targets or labels (n, k), in one order; keywords are
+those of `Resampling` (`groups`, `confidence`, `resamples`, `seed`). Labels that are missing, of another
+number than the predictions, or of another type are an `InputError`.
 """
 
 from ribozyme.metrics.cells import (
@@ -30,11 +32,12 @@ from ribozyme.metrics.classification import (
 )
 from ribozyme.metrics.perturbation import perturbation
 from ribozyme.metrics.regression import mae, mse, pearson, r2, spearman
-from ribozyme.metrics.score import Score, UndefinedError, bootstrap, difference
+from ribozyme.metrics.score import Resampling, Score, UndefinedError, bootstrap, difference
 from ribozyme.metrics.structure import base_pairs
 from ribozyme.metrics.summary import letters_summary, summary
 
 __all__ = [
+    "Resampling",
     "Score",
     "UndefinedError",
     "accuracy",

@@ -1,4 +1,6 @@
-"""One folder a family: config.py, tokenizer.py (or vocab.py), model.py, formats.py.
+"""`ribozyme.models()` lists every model that `load` knows by name, as a tuple of `registry.Model`.
+
+In here is one folder a family: config.py, tokenizer.py (or vocab.py), model.py, formats.py.
 
 What the engine asks of a sequence family (`helix`, `rnafm`):
 
@@ -25,7 +27,7 @@ class _Models(ModuleType):
     """This package has the name of the function `ribozyme.models`, so it is that function too."""
 
     def __call__(self) -> tuple[registry.Model, ...]:
-        """Every model that `load` knows by name."""
+        """Every model that `load` knows by name: `name`, `family`, `hub`, `licence`, `about`, `cite` ..."""
         return registry.MODELS
 
 

@@ -213,6 +213,10 @@ def match_genes(var: Any, vocabulary: Any, *, column: str | None = None) -> Gene
         `feature_name`, then `var_names`. Names that it leaves unmatched are looked up by the Ensembl id
         that another column has for them.
 
+    Returns
+    -------
+    a `GeneMatch`: `ids` (columns,), -1 where a gene is not known, with the names and how they were matched
+
     Raises
     ------
     ConfigError : there is no such column.

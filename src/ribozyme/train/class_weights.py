@@ -11,6 +11,7 @@ from ribozyme.train.label_arrays import Class, Values
 
 
 def class_weights(class_weight: Any, classes: Sequence[Class], names: Sequence[Class]) -> tuple[float, ...]:
+    """How much each of `classes` counts, `names` being the labels; nothing where all count alike."""
     if class_weight is None:
         return ()
     if class_weight == "balanced":
@@ -20,6 +21,7 @@ def class_weights(class_weight: Any, classes: Sequence[Class], names: Sequence[C
 
 
 def given_weights(class_weight: Any, classes: Sequence[Class]) -> tuple[float, ...]:
+    """The weight of each class as it is given, 1 where there is none; `ConfigError` for what is no weight."""
     if not isinstance(class_weight, dict):
         raise ConfigError(
             f"class_weight {class_weight!r} does not exist", hint="'balanced', or a weight by class"

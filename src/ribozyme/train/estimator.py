@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 import ribozyme.metrics as metrics
-from ribozyme.engine.embed import Overlong
 from ribozyme.errors import CheckpointError, ConfigError, InputError, InputWarning
 from ribozyme.metrics import Score
 from ribozyme.metrics.score import group_codes
@@ -91,7 +90,7 @@ class Estimator(BaseEstimator):
     validation: float = 0.1
     patience: int | None = 10
     precision: str = "float32"
-    overlong: Overlong = "error"
+    overlong: Literal["error", "truncate"] = "error"
     seed: int = 0
     device: str = "auto"
 

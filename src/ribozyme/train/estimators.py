@@ -25,8 +25,7 @@ __all__ = ["KINDS", "Classifier", "Estimator", "Regressor", "TokenClassifier", "
 class Classifier(ClassifierMixin, Estimator):
     """A class for each sequence or cell; of a table (n, k) of 0 and 1, several labels each.
 
-    class_weight : `balanced`, so that all classes count alike, or a weight by class; other parameters,
-        attributes and methods as of `Estimator`
+    class_weight : `balanced`, so that all classes count alike, or a weight by class
     """
 
     class_weight: Any = field(default=None, kw_only=True)
@@ -51,7 +50,7 @@ class Classifier(ClassifierMixin, Estimator):
 
 
 class Regressor(RegressorMixin, Estimator):
-    """A number, or several, for each sequence or cell; parameters and methods as of `Estimator`."""
+    """A number, or several, for each sequence or cell."""
 
     def _task(self, y: Any) -> Task:
         return "regression"
@@ -84,3 +83,6 @@ class TokenRegressor(Regressor):
 
 
 KINDS = {kind.__name__: kind for kind in (Classifier, Regressor, TokenClassifier, TokenRegressor)}
+
+for _kind in KINDS.values():  # `help` of each says what its parameters are
+    _kind.__doc__ = f"{_kind.__doc__}\n    {(Estimator.__doc__ or '').partition(chr(10))[2].strip()}\n"

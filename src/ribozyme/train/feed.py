@@ -131,13 +131,13 @@ def cut(
     if sorted_steps > 1 and lengths is not None:
         chunk = np.cumsum(counted[order]) // (size * sorted_steps)
         order = order[np.lexsort((lengths[order], chunk))]
-    starts, total = [], size
+    starts, total = [0], 0
     for place, count in enumerate(counted[order].tolist()):
-        if total + count > size:
+        if total and total + count > size:
             starts.append(place)
             total = 0
         total += count
-    return np.split(order, starts[1:]) if starts else []
+    return np.split(order, starts[1:]) if len(order) else []
 
 
 def joined(

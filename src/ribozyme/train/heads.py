@@ -95,10 +95,10 @@ def frame_means(rows: Tensor, lengths: Sequence[int], ids: Tensor, marks: Sequen
     sizes = torch.tensor(lengths, device=rows.device)
     owner = torch.repeat_interleave(sizes, output_size=len(rows))[kept]
     ends = owner.bincount(minlength=len(lengths)).cumsum(0)
-    place = 2 - (ends[owner] - 1 - torch.arange(len(owner), device=rows.device)) % 3
-    of = 3 * owner + place
-    counts = of.bincount(minlength=3 * len(lengths))
-    sums = torch.segment_reduce(rows[kept][of.argsort(stable=True)].float(), "sum", lengths=counts)
+    codon_place = 2 - (ends[owner] - 1 - torch.arange(len(owner), device=rows.device)) % 3
+    slot = 3 * owner + codon_place
+    counts = slot.bincount(minlength=3 * len(lengths))
+    sums = torch.segment_reduce(rows[kept][slot.argsort(stable=True)].float(), "sum", lengths=counts)
     return (sums / counts.clamp(min=1)[:, None]).view(len(lengths), -1)
 
 

@@ -23,6 +23,7 @@ def named(labels: Any, count: int, level: Level) -> list[Class | None]:
 
 
 def as_array(labels: Any) -> Values:
+    """Labels as an array; `InputError` for rows of different lengths, and for dates."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     try:
@@ -59,6 +60,7 @@ def _as_numbers(array: Values, count: int) -> npt.NDArray[np.float64]:
 
 
 def numbers_of(labels: Any, count: int) -> npt.NDArray[np.float64]:
+    """(n, k) finite numbers."""
     numbers = _as_numbers(_counted(labels, count), count)
     if len(bad := np.flatnonzero(~np.isfinite(numbers).all(1))):
         raise InputError(
@@ -69,6 +71,7 @@ def numbers_of(labels: Any, count: int) -> npt.NDArray[np.float64]:
 
 
 def indicators_of(labels: Any, count: int) -> npt.NDArray[np.float64]:
+    """(n, k) of 0 and 1."""
     array = _counted(labels, count)
     if array.ndim != 2:
         raise InputError(
@@ -89,6 +92,7 @@ def _letters(labels: Any, count: int) -> Sequence[Any]:
 
 
 def check_letters(rows: Sequence[Tensor], letters: Sequence[int] | None) -> None:
+    """Raise `InputError` for an input that has another number of labels than of letters."""
     for place, (one, expected) in enumerate(zip(rows, [] if letters is None else letters)):
         if len(one) != expected:
             raise InputError(

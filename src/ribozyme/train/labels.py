@@ -218,7 +218,7 @@ class Labels:
         if unseen := sorted({str(name) for name in names if name is not None} - place.keys()):
             raise InputError(
                 f"labels have {len(unseen)} classes that the head does not know: {', '.join(unseen[:5])}",
-                hint="every class must be among the training labels",
+                hint="every class must be among the training labels: leave rare ones out, or merge them",
             )
         return [UNLABELLED if name is None else place[str(name)] for name in names]
 

@@ -176,10 +176,11 @@ def _path(rows: Rows, labels: Labels, penalties: Sequence[float] | Values) -> It
 def _ridge(X: Values, targets: Values, labels: Labels, penalties: Sequence[float]) -> Iterator[Weights]:
     """By the eigenvalues of X'X, once for all penalties; a number that is missing is left out."""
     goal = (targets - np.array(labels.mean)) / np.array(labels.scale)
-    parts = [_decomposed(X[known], goal[known][:, columns]) for known, columns in _patterns(goal)]
+    patterns = list(_patterns(goal))
+    parts = [_decomposed(X[known], goal[known][:, columns]) for known, columns in patterns]
     for penalty in penalties:
         weight, bias = np.zeros((labels.outputs, X.shape[1])), np.zeros(labels.outputs)
-        for (known, columns), (values, vectors, onto, mean, offset) in zip(_patterns(goal), parts):
+        for (known, columns), (values, vectors, onto, mean, offset) in zip(patterns, parts):
             shrunk = onto / (values + penalty * known.sum())[:, None]
             weight[columns] = (vectors @ shrunk).T
             bias[columns] = offset - weight[columns] @ mean
@@ -202,9 +203,9 @@ def _decomposed(X: Values, goal: Values) -> tuple[Values, ...]:
 
 
 def _softmax(X: Values, targets: Values, labels: Labels, penalties: Sequence[float]) -> Iterator[Weights]:
-    counts = None if not labels.weights else np.array(labels.weights)[targets]
+    weights = None if not labels.weights else np.array(labels.weights)[targets]
     there = np.unique(targets)
-    for coef, intercept in _logistic(X, targets, counts, penalties):
+    for coef, intercept in _logistic(X, targets, weights, penalties):
         if len(coef) == 1:  # of two classes scikit-learn gives what the second has above the first
             coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
         weight = np.zeros((labels.outputs, X.shape[1]))
@@ -224,9 +225,12 @@ def _sigmoids(X: Values, targets: Values, labels: Labels, penalties: Sequence[fl
 
 
 def _logistic(
-    X: Values, targets: Values, counts: Values | None, penalties: Sequence[float], only: float = 0.0
+    X: Values, targets: Values, weights: Values | None, penalties: Sequence[float], only: float = 0.0
 ) -> Iterator[Weights]:
-    """scikit-learn's coefficients, each begun from those before; none where all rows are of class `only`."""
+    """scikit-learn's coefficients, each begun from those before; none where all rows are of class `only`.
+
+    weights : (rows,) how much each counts
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -239,5 +243,5 @@ def _logistic(
         model.set_params(C=1 / (penalty * len(X)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # held rows judge what came out
-            model.fit(X, targets, sample_weight=counts)
+            model.fit(X, targets, sample_weight=weights)
         yield model.coef_.copy(), model.intercept_.copy()

@@ -13,6 +13,7 @@ from ribozyme.train.loop import Objective
 from ribozyme.train.objectives import Generative, Genes, Letters, MaskedLetters, MaskedValues, NextLetter
 
 OBJECTIVES = ("next", "masked", "values", "generative")
+UNMARKED = 0.4
 E_WEIGHT = 0.2  # E follows from the reading frame: easy, and not what is to be learnt
 
 
@@ -66,8 +67,8 @@ class Recipe:
             raise ConfigError(f"held {self.held} is a share from 0 to below 1")
         if self.longest is not None and self.longest < 1:
             raise ConfigError(f"longest {self.longest} must be positive")
-        if self.share is not None and not 0 < self.share < 1:
-            raise ConfigError(f"share {self.share} of the letters or bins must be between 0 and 1")
+        if self.share is not None and not 0 <= self.share < 1:
+            raise ConfigError(f"share {self.share} of the letters or bins must be from 0 to below 1")
         for name in ("contrast", "learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 0 or above")
@@ -88,6 +89,8 @@ def objective_of(
             f"these components are not for objective {name!r}",
             hint="Components of cells go with 'values', KmerComponents with 'next' and 'masked'",
         )
+    if recipe.share == 0 and components is None and not recipe.contrast:
+        raise ConfigError("share 0 masks nothing, so there is nothing to learn")
     if cells:
         return _of_cells(model, recipe, name, components)
     return (_of_next if name == "next" else _of_masked)(model, recipe, components)
@@ -123,12 +126,12 @@ def _letters(model: Any, recipe: Recipe) -> Letters:
 
 
 def _marks(tokenizer: Any, recipe: Recipe) -> tuple[int, float] | None:
-    """The letter in front of codons, which 40 % of the sequences do without: users have both kinds."""
+    """The letter in front of codons, and the share of sequences that do without: users have both kinds."""
     if recipe.coding != "mark":
         return None
     if "E" not in tokenizer.letters:
         raise ConfigError("this model has no letter E to mark codons with", hint="use coding='whole'")
-    return tokenizer.letters.index("E"), 0.4
+    return tokenizer.letters.index("E"), UNMARKED
 
 
 def _of_cells(model: Any, recipe: Recipe, name: str, components: Any) -> Objective:

@@ -158,9 +158,7 @@ def groups_of(data: Labelled, how: str = "clusters") -> npt.NDArray[Any] | None:
     return clusters(sequence for _, sequence in data.X)
 
 
-def parts_of(
-    data: Labelled, groups: Any = None, *, validation: float = 0.1, test: float = 0.1, seed: int = 0
-) -> Split:
+def parts_of(data: Labelled, *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Split:
     """The parts that the table names, else parts that are drawn and cut no group."""
     if data.part is not None:
         rows = {part: np.flatnonzero(data.part == part) for part in ("train", "validation", "test")}
@@ -168,10 +166,10 @@ def parts_of(
             raise InputError("no row is for training", hint="the split column needs 'train'")
         return Split(**rows)
     try:
-        return split(len(data), validation=validation, test=test, groups=groups, seed=seed)
+        return split(len(data), validation=validation, test=test, groups=data.groups, seed=seed)
     except InputError as error:
-        if data.groups is None:
-            error.add_note("sequences that are alike stay together; --split random cuts between them")
+        if data.groups is not None:
+            error.add_note("a group, or a cluster of alike sequences, stays in one part; --split random cuts")
         raise
 
 
@@ -229,10 +227,10 @@ def _values(path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind)
 
 def _numbers(path: Path, column: Any) -> npt.NDArray[np.float64]:
     numbers = pd.to_numeric(column, errors="coerce")
-    if (odd := numbers.isna().to_numpy()).any():
+    if (odd := ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))).any():
         raise InputError(
             f"{path}, row {int(column.index[odd][0]) + 1:,}: {column.name!r} holds {column[odd].iloc[0]!r}, "
-            "which is no number",
+            "which is no finite number",
             hint="correct it, or leave the row out; classes are learnt with --task classification",
         )
     return numbers.to_numpy(dtype=float)
