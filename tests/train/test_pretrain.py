@@ -315,6 +315,7 @@ def test_digests_tell_corpora_apart(adata, tmp_path):
     cells = adata.copy()
     cells.X[0, 0] += 1
     frame = pd.DataFrame({"sequence": PATTERNS})
+    corpus = SequenceCorpus(source=PATTERNS, tokenizer=None)
     kinds = [
         (PATTERNS, OTHERS),
         (frame, pd.DataFrame({"sequence": OTHERS})),
@@ -322,6 +323,9 @@ def test_digests_tell_corpora_apart(adata, tmp_path):
         ([Example(np.arange(3))], [Example(np.arange(4))]),
         (InMemory([Example(np.arange(3))]), InMemory([Example(np.arange(4))])),
         (fasta(tmp_path / "a.fa", PATTERNS), fasta(tmp_path / "b.fa", OTHERS)),
+        (["A" * 10_000], ["A" * 10_001]),
+        (corpus, replace(corpus, coding="mark")),
+        (corpus, replace(corpus, source=OTHERS)),
     ]
     for one, other in kinds:
         assert described(one) == described(one)

@@ -154,23 +154,23 @@ def held_examples(corpus: SequenceCorpus | CellCorpus, most: int) -> list[Exampl
 def described(source: Any) -> Any:
     """What of a corpus, or of anything else that a run is made of, must be the same for the run to go on.
 
-    Of a file its name and digest; of what is in memory its type and a digest.
+    Of a file its name and digest, of what is in memory its type and a digest, beside how a corpus reads it.
     """
-    if source is None or isinstance(source, int | float | bool):
-        return source
-    if isinstance(source, str | Path) and Path(source).exists():
+    if source is None:
+        return None
+    if isinstance(source, str | Path):
         return [Path(source).name, digest_all(Path(source))[:16]]
-    return [type(source).__name__, content_digest(source)]
-
-
-def content_digest(source: Any) -> str:
-    """Of arrays, tables, cells, lists and dataclasses of them; of other objects of what `repr` says."""
+    if isinstance(source, SequenceCorpus):
+        return [described(source.source), source.coding, source.sequence_column, source.held, source.wanted]
+    if isinstance(source, CellCorpus):
+        return [described(source.source), source.n_bins, source.gene_column, source.held, source.wanted]
     found = hashlib.sha256()
     _digest_into(found, source)
-    return found.hexdigest()[:16]
+    return [type(source).__name__, found.hexdigest()[:16]]
 
 
 def _digest_into(found: Any, source: Any) -> None:
+    """Arrays, tables, cells, strings and numbers, lists and dataclasses of them; of other objects the type."""
     if isinstance(source, np.ndarray | torch.Tensor) and getattr(source.dtype, "kind", "") != "O":
         array = np.ascontiguousarray(source)
         found.update(f"{array.dtype} {array.shape}".encode())
@@ -187,8 +187,6 @@ def _digest_into(found: Any, source: Any) -> None:
         for one in source:
             _digest_into(found, one)
             found.update(b",")
-    elif isinstance(source, str | Path) and Path(source).is_file():
-        found.update(digest_all(Path(source)).encode())
     elif isinstance(source, str | bytes | int | float | None):
         found.update(repr(source).encode())
     else:
