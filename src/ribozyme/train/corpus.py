@@ -170,7 +170,7 @@ def described(source: Any) -> Any:
 
 
 def _digest_into(found: Any, source: Any) -> None:
-    """Arrays, tables, cells, strings and numbers, lists and dataclasses of them; of other objects the type."""
+    """Arrays, tables, cells, strings, numbers, lists and dataclasses of them; of other objects the type."""
     if isinstance(source, np.ndarray | torch.Tensor) and getattr(source.dtype, "kind", "") != "O":
         array = np.ascontiguousarray(source)
         found.update(f"{array.dtype} {array.shape}".encode())
