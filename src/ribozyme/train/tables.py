@@ -117,37 +117,15 @@ def read_labelled(
         if name is not None and name not in frame.columns:
             known = ", ".join(map(repr, list(frame.columns)[:20]))
             raise InputError(f"{path}: there is no column {name!r}; it has {known}")
-    missing = frame[list(targets)].isna().any(axis=1).to_numpy()
-    if kind == "token":
-        missing = frame[list(targets)].map(_is_missing).any(axis=1).to_numpy()
-    if missing.any() and not drop_missing:
-        raise InputError(
-            f"{path}: {int(missing.sum()):,} rows have no label in {', '.join(targets)}, the first is row "
-            f"{int(missing.argmax()) + 1:,}",
-            hint="label them, or leave them out: --drop-missing",
-        )
-    kept = np.flatnonzero(~missing)
+    kept = _labelled_rows(path, frame, targets, kind, drop_missing)
     frame = frame.iloc[kept]
-    if not len(frame):
-        raise InputError(f"{path}: no row has a label")
-    if missing.any():
-        count = int(missing.sum())
-        warnings.warn(
-            f"{path}: {count:,} of {len(missing):,} rows have no label and were left out", InputWarning, 2
-        )
-    if group_column is not None and (without := frame[group_column].isna().to_numpy()).any():
-        raise InputError(
-            f"{path}: {int(without.sum()):,} rows have no group in {group_column!r}, the first is row "
-            f"{int(frame.index[without][0]) + 1:,}",
-            hint="give each a group; one that is alone has its own",
-        )
     names, X = _inputs(path, frame, cells, kept, sequence_column)
     return Labelled(
         names,
         X,
         _letters(path, frame, targets) if kind == "token" else _values(path, frame, targets, kind),
         None if split_column is None else _parts(path, frame[split_column]),
-        None if group_column is None else frame[group_column].to_numpy(),
+        None if group_column is None else _groups(path, frame[group_column]),
     )
 
 
@@ -171,6 +149,38 @@ def parts_of(data: Labelled, *, validation: float = 0.1, test: float = 0.1, seed
         if data.groups is not None:
             error.add_note("a group, or a cluster of alike sequences, stays in one part; --split random cuts")
         raise
+
+
+def _labelled_rows(
+    path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind, drop_missing: bool
+) -> Rows:
+    """Positions of the rows that have a label."""
+    labels = frame[list(targets)]
+    missing = (labels.map(_is_missing) if kind == "token" else labels.isna()).any(axis=1).to_numpy()
+    count = int(missing.sum())
+    if count and not drop_missing:
+        raise InputError(
+            f"{path}: {count:,} rows have no label in {', '.join(targets)}, the first is row "
+            f"{int(missing.argmax()) + 1:,}",
+            hint="label them, or leave them out: --drop-missing",
+        )
+    if count == len(missing):
+        raise InputError(f"{path}: no row has a label")
+    if count:
+        warnings.warn(
+            f"{path}: {count:,} of {len(missing):,} rows have no label and were left out", InputWarning, 3
+        )
+    return np.flatnonzero(~missing)
+
+
+def _groups(path: Path, column: Any) -> npt.NDArray[Any]:
+    if (without := column.isna().to_numpy()).any():
+        raise InputError(
+            f"{path}: {int(without.sum()):,} rows have no group in {column.name!r}, the first is row "
+            f"{int(column.index[without][0]) + 1:,}",
+            hint="give each a group; one that is alone has its own",
+        )
+    return np.asarray(column)
 
 
 def _is_missing(labels: Any) -> bool:
