@@ -343,6 +343,28 @@ def markdown(lines: Sequence[Compared]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def overview(lines: Sequence[Compared]) -> str:
+    """A row a model and task, a column a mode: trained (untrained), for the documentation."""
+    modes = [mode for mode in MODES if any(one.mode == mode for one in lines)]
+    columns = ("model", "task", "metric", "n", "linear", "best of all", *modes)
+    rows = [columns, ("---",) * len(columns)]
+    for model, task in dict.fromkeys((one.model, one.task) for one in lines):
+        of = {one.mode: one for one in lines if (one.model, one.task) == (model, task)}
+        first = next(iter(of.values()))
+        simple = (f"{one.name} {one.value:.3f}" for one in (first.linear, first.best))
+        values = (_marked(of[mode]) if mode in of else "" for mode in modes)
+        rows.append((model, task, first.metric, str(first.n), *simple, *values))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _marked(one: Compared) -> str:
+    """With a star where it is better by more than chance than untrained and linear, bold if than all."""
+    value = f"{np.mean(one.by_seed):.3f}"
+    over = [rival.gain.low > 0 for rival in (one.untrained, one.linear, one.best)]
+    shown = f"**{value}**" if all(over) else f"{value}*" if all(over[:2]) else value
+    return f"{shown} ({one.untrained.value:.3f})"
+
+
 def _signed(score: Score) -> str:
     """With a star where the interval does not hold 0."""
     if np.isnan(score.low):
@@ -446,6 +468,7 @@ def report(folder: Path, plan: Plan) -> list[Compared]:
     about = {"machine": machine(), "rows": plan.rows, "modes": MODES, "ribozyme": rz.__version__}
     content = {**about, "lines": [_line(one) for one in lines]}
     (folder / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "overview.md").write_text(overview(lines))
     (folder / "table.md").write_text(markdown(lines) + "\n" + "".join(f"- {line}\n" for line in won(lines)))
     return lines
 

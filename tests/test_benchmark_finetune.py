@@ -113,6 +113,13 @@ def test_seeds_are_averaged_and_differences_are_of_the_same_rows(finetune):
     assert found.best.gain.low <= found.best.gain.value <= found.best.gain.high
     half = [spearmanr(true[::2], one[::2]).statistic for one in near]
     assert found.clean == pytest.approx((np.mean(half), half[0]))
+    row = finetune.overview([found]).splitlines()[2].split(" | ")
+    better = found.untrained.gain.low > 0 and found.linear.gain.low > 0
+    star = "*" if better and found.best.gain.low <= 0 else ""
+    assert row[-1] == f"{np.mean(of_near):.3f}{star} ({np.mean(of_far):.3f}) |"
+    assert star  # better than untrained and linear, not than all
+    best = finetune.replace(found, best=found.linear)
+    assert f"**{np.mean(of_near):.3f}** (" in finetune.overview([best])
     text = list(finetune.won([found]))
     assert "better than the untrained network in 1, worse in 0 of 1" in text[0]
 
