@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import ribozyme as rz
+from ribozyme.train.tables import read_labelled
 
 
 @pytest.fixture(scope="module")
@@ -443,3 +444,38 @@ def test_intervals_are_over_what_stays_together(run, rna, tmp_path):
     for path in (tmp_path / "run" / "metrics.json", tmp_path / "m.json"):
         found = json.loads(path.read_text())["scores"]["model"]["mse"]
         assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-5)
+
+
+def test_large_numbers_of_classes_are_kept_apart(tmp_path):
+    names = ["9007199254740992", "9007199254740993", "123456789012345678901"]
+    pd.DataFrame({"sequence": ["ACGU"] * 3, "kind": names}).to_csv(tmp_path / "t.csv", index=False)
+    assert read_labelled(tmp_path / "t.csv", ["kind"], "classification").y.tolist() == names
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_dates_are_no_labels(run, frame, rna, tmp_path, task):
+    dated = frame.assign(when=pd.date_range("2020-01-01", periods=60))
+    dated.to_parquet(tmp_path / "t.parquet")
+    words = ("--model", rna, "--target", "when", "--task", task)
+    status, _, err = run("finetune", tmp_path / "t.parquet", "-o", tmp_path / "run", *words)
+    assert (status, "dates or times" in err) == (1, True)
+
+
+def test_a_part_of_the_classes_is_evaluated(run, frame, rna, tmp_path):
+    """Text that is all numbers in one file is the classes that it was in another."""
+    frame.assign(kind=["1.0", "2.0", "u"] * 20).to_csv(tmp_path / "t.csv", index=False)
+    words = regression(tmp_path, rna, "--target", "kind", "--task", "classification")
+    assert run(*words)[0] == 0
+    assert rz.load(tmp_path / "run").classes_.tolist() == ["1.0", "2.0", "u"]
+    frame.assign(kind=["1.0", "2.0"] * 30).iloc[48:].to_csv(tmp_path / "new.csv")
+    status, _, err = run("evaluate", tmp_path / "run", tmp_path / "new.csv")
+    assert status == 0, err
+
+
+def test_evaluate_takes_other_groups_of_the_training_table(run, frame, rna, tmp_path):
+    frame.assign(group=np.arange(60) // 6).to_csv(tmp_path / "t.csv", index=False)
+    assert run(*regression(tmp_path, rna))[0] == 0
+    words = ("evaluate", tmp_path / "run", tmp_path / "t.csv")
+    assert run(*words)[1] != run(*words, "--group-column", "group")[1]
+    status, _, err = run(*words, "--group-column", "nosuch")
+    assert (status, "there is no column 'nosuch'" in err) == (1, True)

@@ -200,3 +200,14 @@ def test_a_frame_that_does_not_fit_names_its_sequence():
     with pytest.raises(InputError) as caught:
         list(corpus.read(np.random.default_rng(0)))
     assert "in sequence 'odd'" in caught.value.__notes__[0]
+
+
+def test_a_bad_row_of_a_table_is_named_by_file_and_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "ROWS", 2)
+    table = pd.DataFrame({"sequence": ["AUGCCC"] * 6, "cds_start": 0, "cds_end": 6})
+    table.loc[4, "sequence"] = "AU CC"
+    table.to_csv(tmp_path / "T.TSV", index=False, sep="\t")
+    corpus = SequenceCorpus(source=tmp_path / "T.TSV", tokenizer=HelixTokenizer(), coding="mark")
+    for skip in (0, 3):
+        with pytest.raises(InputError, match=r"T\.TSV, row 5\)"):
+            list(corpus.read(np.random.default_rng(0), skip=skip))

@@ -140,3 +140,29 @@ def test_a_class_is_told_by_its_text():
 def test_dates_are_no_classes():
     with pytest.raises(InputError, match="dates or times"):
         Labels.seen("classification", pd.to_datetime(["2020-01-01", "2021-01-01"]), 2)
+
+
+def test_a_class_is_found_by_its_text_then_by_its_number():
+    def place(classes, given):
+        return Labels.seen("classification", np.array(classes, object), len(classes)).encode(
+            np.array(given, object), len(given)
+        )
+
+    assert place(["1", "1.0", "x"], ["1.0", "1"]).tolist() == [1, 0]
+    assert place([1, 2], ["2.0", "1"]).tolist() == [1, 0]
+    assert place([0, 1], ["True", "false"]).tolist() == [1, 0]
+    assert place(["true", "maybe"], ["true", "maybe"]).tolist() == [1, 0]
+    with pytest.raises(InputError, match="does not know: 01"):
+        place([1, 2], ["01"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights"),
+    [([True, False], {True: 2}), ([0.0, 1.0], {1.0: 2.0}), ([0, 1], {"1": 2}), (["0", "1"], {1: 2})],
+)
+def test_a_weight_is_for_the_class_of_equal_value(labels, weights):
+    known = Labels.seen("classification", np.array(labels), 2, class_weight=weights)
+    assert known.weights == (1.0, 2.0)
+    for odd in ({1: "x"}, {1: None}):
+        with pytest.raises(ConfigError, match="a class weight is no number"):
+            Labels.seen("classification", [0, 1], 2, class_weight=odd)

@@ -27,6 +27,7 @@ from ribozyme.train.kmer_components import kmer_components
 from ribozyme.train.loop import Training
 from ribozyme.train.objectives import Example
 from ribozyme.train.pretrain import Recipe, objective_of, parts, pretrain
+from ribozyme.train.run import Run
 
 PATTERNS = ["ACGU" * 5, "AACCGGUU" * 2, "AUAUAUAUAUAU"]
 
@@ -157,8 +158,8 @@ def test_more_steps_are_refused_where_the_rate_would_have_been_another(make_mode
 def test_the_warm_up_stays_as_it_was_when_steps_change(make_model, tmp_path):
     how = recipe(steps=50, schedule="constant", validate_every=0)
     with pytest.raises(SystemExit):
-        pretrain(make_model("helix"), PATTERNS, tmp_path, how, log_every=1, watch=terminate)
-    pretrain(make_model("helix"), PATTERNS, tmp_path, replace(how, steps=3))
+        pretrain(make_model("helix"), PATTERNS, tmp_path, how, log_every=2, watch=terminate)
+    pretrain(make_model("helix"), PATTERNS, tmp_path, replace(how, steps=5))
     assert json.loads((tmp_path / "run.json").read_text())["warmup"] == 1
 
 
@@ -356,3 +357,39 @@ def test_recipes_that_make_no_sense_are_errors(name, value):
 def test_a_share_of_nothing_is_an_error(make_model):
     with pytest.raises(ConfigError, match="share 0 masks nothing"):
         objective_of(make_model("rnafm"), Recipe(share=0.0))
+
+
+def test_a_refused_command_leaves_the_run_as_it_is(make_model, tmp_path):
+    """The first has done no step yet; a second one of other settings is refused and changes nothing."""
+    with Run(tmp_path, {"what": "first"}).alone():
+        written = (tmp_path / "run.json").read_bytes()
+        with pytest.raises(ConfigError, match="another process trains here"):
+            pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=2))
+        assert (tmp_path / "run.json").read_bytes() == written
+    pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=2))  # nothing was computed by the first
+
+
+def test_a_run_that_did_nothing_lends_no_warm_up(make_model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", lambda *args: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=1000))
+    assert json.loads((tmp_path / "run.json").read_text())["warmup"] == 20
+    pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=3))
+    assert json.loads((tmp_path / "run.json").read_text())["warmup"] == 0
+
+
+def test_iterators_are_told_apart_by_what_they_gave(make_model, tmp_path):
+    pretrain(make_model("rnafm"), iter(PATTERNS), tmp_path, recipe(steps=2))
+    with pytest.raises(ConfigError, match="holds a run with corpus"):
+        pretrain(make_model("rnafm"), iter(OTHERS), tmp_path, recipe(steps=2))
+    pretrain(make_model("rnafm"), iter(PATTERNS), tmp_path, recipe(steps=2))
+
+
+def test_nothing_is_read_to_hold_nothing_out(make_model):
+    class Unread(list):
+        def __iter__(self):
+            pytest.fail("it was read")
+
+    corpus = SequenceCorpus(source=Unread(PATTERNS), tokenizer=make_model("rnafm").tokenizer)
+    assert parts(make_model("rnafm"), corpus, Recipe(held=0.0))[1] == []

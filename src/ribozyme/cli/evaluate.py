@@ -55,10 +55,12 @@ def evaluate(
     if output is not None:
         check_writable(output)
     known = digest_of(input) == about["digest"]
-    given = {"sequence_column": sequence_column or about["sequence_column"], "drop_missing": drop_missing}
-    given |= {"split_column": None, "group_column": group_column or about["group_column"]}
-    columns = columns_of(about if known else about | given)
-    data = read_labelled(input, **columns, groups_optional=group_column is None)
+    given = {"sequence_column": sequence_column or about["sequence_column"]}
+    given |= {"group_column": group_column or about["group_column"]}
+    if not known:
+        given |= {"split_column": None, "drop_missing": drop_missing}
+    columns = columns_of(about | given)
+    data = read_labelled(input, **columns, groups_optional=group_column is None, as_written=True)
     if known:
         data = replace(data, groups=groups_of(data, about["split"]))
     if known and part != "all":

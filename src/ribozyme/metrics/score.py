@@ -144,7 +144,9 @@ def group_codes(given: Any, count: int, what: str = "groups") -> npt.NDArray[np.
     """
     import pandas as pd
 
-    kept = given if hasattr(given, "dtype") else np.asarray(given, dtype=object)  # None and NaN as they are
+    kept = np.asarray(given, None if hasattr(given, "dtype") else object)  # None and NaN as they are
+    if kept.ndim != 1:
+        raise InputError(f"{what} of shape {kept.shape}", hint="(n,), one an example")
     codes = pd.factorize(kept, sort=True)[0]
     if len(codes) != count:
         raise InputError(f"{len(codes):,} {what} for {count:,} examples")

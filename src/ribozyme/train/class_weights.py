@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ribozyme.errors import ConfigError
-from ribozyme.train.label_arrays import Class, Values
+from ribozyme.train.label_arrays import Class, Values, usual
 
 
 def class_weights(class_weight: Any, classes: Sequence[Class], names: Sequence[Class]) -> tuple[float, ...]:
@@ -26,10 +26,13 @@ def given_weights(class_weight: Any, classes: Sequence[Class]) -> tuple[float, .
         raise ConfigError(
             f"class_weight {class_weight!r} does not exist", hint="'balanced', or a weight by class"
         )
-    given = {str(name): float(weight) for name, weight in class_weight.items()}
-    if odd := given.keys() - {str(name) for name in classes}:
-        raise ConfigError(f"class_weight names {min(odd)!r}, which is not among the labels")
-    weights = tuple(given.get(str(name), 1.0) for name in classes)
+    try:
+        given = {usual(name): float(weight) for name, weight in class_weight.items()}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a class weight is no number ({error})") from error
+    if odd := given.keys() - {usual(name) for name in classes}:
+        raise ConfigError(f"class_weight names {min(odd, key=str)!r}, which is not among the labels")
+    weights = tuple(given.get(usual(name), 1.0) for name in classes)
     if min(weights) < 0 or not np.isfinite(weights).all():
         raise ConfigError("a class weight is negative or infinite")
     return weights

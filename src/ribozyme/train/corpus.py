@@ -8,7 +8,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import torch
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.files import digest_all
 from ribozyme.io.cells import Cells, open_cells
-from ribozyme.io.sequences import has_columns, read_sequences
+from ribozyme.io.sequences import choose_columns, has_columns, read_record, read_sequences
 from ribozyme.pp.codons import mark_codons
 from ribozyme.pp.genes import GeneLookup, match_genes
 from ribozyme.pp.tokens import Reading, tokenise
@@ -85,13 +85,16 @@ class SequenceCorpus:
         """Name, sequence, and start and end of its CDS."""
         if hasattr(self.source, "columns"):
             if skip < len(self.source):
-                yield from _framed(self.source.iloc[skip:], self.sequence_column, self.coding)
-        elif isinstance(self.source, str | Path) and str(self.source).endswith(".parquet"):
+                yield from _framed(
+                    self.source.iloc[skip:], self.sequence_column, self.coding, "the DataFrame", skip
+                )
+        elif isinstance(self.source, str | Path) and str(self.source).lower().endswith(".parquet"):
             for table in _tables(Path(self.source), generator, skip):
-                yield from _framed(table, self.sequence_column, self.coding)
+                yield from _framed(table, self.sequence_column, self.coding, f"{self.source}, some rows", 0)
         elif self.coding != "whole" and isinstance(self.source, str | Path) and has_columns(self.source):
             for table in _text_tables(Path(self.source), skip):
-                yield from _framed(table, self.sequence_column, self.coding)
+                yield from _framed(table, self.sequence_column, self.coding, str(self.source), skip)
+                skip += len(table)
         else:
             _check_frames(self.coding)
             records = read_sequences(self.source, sequence_column=self.sequence_column)
@@ -194,9 +197,13 @@ def _digest_into(found: Any, source: Any) -> None:
 
 
 def _framed(
-    table: Any, column: str | None, coding: Coding
+    table: Any, column: str | None, coding: Coding, where: str, done: int
 ) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
-    records = read_sequences(table, sequence_column=column)
+    """Of each row name, sequence, and start and end of its CDS; `done` rows of `where` came before."""
+    sequence, name = choose_columns(where, [str(one) for one in table.columns], column)
+    names = [None] * len(table) if name is None else table[name]
+    rows = zip(names, table[sequence], count(done + 1))
+    records = (read_record(called, text, where, number) for called, text, number in rows)
     if not {"cds_start", "cds_end"} <= set(table.columns):
         _check_frames(coding)
         yield from ((one.name, one.sequence, None) for one in records)
@@ -223,7 +230,7 @@ def _tables(path: Path, generator: np.random.Generator, skip: int) -> Iterator[A
 
 def _text_tables(path: Path, skip: int) -> Iterator[Any]:
     """Rows of a .csv or .tsv as tables, from row `skip` on."""
-    separator = "\t" if ".tsv" in path.suffixes else ","
+    separator = "\t" if ".tsv" in path.name.lower() else ","
     try:
         with pd.read_csv(
             path, sep=separator, chunksize=ROWS, skiprows=range(1, skip + 1), dtype=FRAMES

@@ -26,6 +26,8 @@ from ribozyme.train.xy import as_labels, count_of, examples, pair, take
 
 FEWEST = 20
 """Of fewer examples (groups) none is held back for validation."""
+LEAST = {"batch_size": 1, "seed": 0, "hidden": 1, "lora_rank": 1, "layers": 0, "epochs": 1, "patience": 1}
+"""Settings that are whole numbers, some of which may be None."""
 WARMUP = 0.05
 """Share of the steps with a rising learning rate, before it falls to zero on a cosine."""
 RESAMPLES = 200
@@ -239,12 +241,14 @@ class Estimator(BaseEstimator):
         return getattr(self, "class_weight", None)
 
     def _check_settings(self) -> None:
-        for name, least in (("batch_size", 1), ("seed", 0), ("hidden", 1), ("lora_rank", 1), ("layers", 0)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} {value!r} must be a whole number, at least {least}")
         if not (isinstance(self.validation, Real) and 0 <= self.validation < 1):
             raise ConfigError(f"validation {self.validation!r} must be a share from 0 to below 1")
+        if not isinstance(self.learning_rate, Real | None):
+            raise ConfigError(f"learning_rate {self.learning_rate!r} must be a number")
 
     def _understood(self, y: Any, count: int) -> Labels:
         """What the labels mean; everything that is wrong with them is said here."""

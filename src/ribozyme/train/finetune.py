@@ -187,6 +187,8 @@ class FineTuned:
         KeyboardInterrupt, SystemExit : with `folder`, on Ctrl-C or SIGTERM, after the checkpoint was written.
         """
         validation = None if validation is None else pair(validation)
+        if patience is not None and validation is None:
+            raise ConfigError(f"patience {patience} needs a validation", hint="give one, or leave it out")
         linear = self.head == "linear" and loss is None
         descent = Descent(
             epochs=EPOCHS if epochs is None else epochs,
@@ -238,12 +240,13 @@ class FineTuned:
     def _descended(self, fitting: Fitting, loss: Loss | None, from_solution: bool) -> History:
         """From the solution of a linear head, or from features that are standardised."""
         optimizer, run = fitting.begin()
-        if from_solution and not fitting.going_on():
-            fitting.linear()
-        elif not self.fitted and not fitting.going_on():
-            fitting.measure()
-        self.outputs_wanted, self.fitted = None, True
-        return fitting.descend(loss, optimizer, run, validate_first=from_solution)
+        with contextlib.nullcontext() if run is None else run.alone():
+            if from_solution and not fitting.going_on():
+                fitting.linear()
+            elif not self.fitted and not fitting.going_on():
+                fitting.measure()
+            self.outputs_wanted, self.fitted = None, True
+            return fitting.descend(loss, optimizer, run, validate_first=from_solution)
 
     def _about(
         self, network: Network, labels: Labels, layers: int | None, examples: Examples, loss: Loss | None

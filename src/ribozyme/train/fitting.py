@@ -49,11 +49,11 @@ class Fitting:
 
     def solve(self) -> History:
         """The best linear head on features that stay."""
-        run = None
-        if self.folder is not None:
-            run = Run(self.folder, {**self.about, "solved": True}, writes=first_process())
-        history = self.linear().history()
-        if run is not None:
+        if self.folder is None:
+            return self.linear().history()
+        run = Run(self.folder, {**self.about, "solved": True}, writes=first_process())
+        with run.alone():
+            history = self.linear().history()
             run.record(history)
         return history
 

@@ -1,5 +1,6 @@
 """Labels as people have them (lists, arrays, Series, tensors, strings) as arrays, with what is wrong said."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,9 +11,19 @@ from torch import Tensor
 
 from ribozyme.errors import InputError
 
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d{,14})(\.0*)?")
+TRUTH = {"true": 1, "false": 0}
 Level = Literal["input", "token"]
 Class = str | int
 Values = npt.NDArray[Any]
+
+
+def usual(name: Any) -> Class:
+    """A class as a number where its text is a whole one, or true or false; else its text."""
+    text = str(name)
+    if WHOLE.fullmatch(text):
+        return int(text.partition(".")[0])
+    return TRUTH.get(text.lower(), text)
 
 
 def named(labels: Any, count: int, level: Level) -> list[Class | None]:

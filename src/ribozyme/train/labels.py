@@ -25,6 +25,7 @@ from ribozyme.train.label_arrays import (
     letter_numbers,
     named,
     numbers_of,
+    usual,
 )
 
 Task = Literal["regression", "classification", "multilabel"]
@@ -214,13 +215,16 @@ class Labels:
             raise InputError(f"labels have {numbers.shape[1]} columns; the head has {self.outputs} outputs")
 
     def _place(self, names: Sequence[Class | None]) -> list[int]:
-        place = {str(name): k for k, name in enumerate(self.classes)}  # 1 and "1" are one class
-        if unseen := sorted({str(name) for name in names if name is not None} - place.keys()):
+        exact = {str(name): k for k, name in enumerate(self.classes)}
+        alike = {usual(name): k for k, name in reversed(list(enumerate(self.classes)))}
+        place = {name: exact.get(str(name), alike.get(usual(name))) for name in set(names)}
+        place[None] = UNLABELLED
+        if unseen := sorted(str(name) for name, k in place.items() if k is None):
             raise InputError(
                 f"labels have {len(unseen)} classes that the head does not know: {', '.join(unseen[:5])}",
                 hint="every class must be among the training labels: leave rare ones out, or merge them",
             )
-        return [UNLABELLED if name is None else place[str(name)] for name in names]
+        return [k for name in names if (k := place[name]) is not None]
 
 
 def _seen_numbers(labels: Any, count: int, outputs: int | None, level: Level) -> Labels:

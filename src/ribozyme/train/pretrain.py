@@ -29,7 +29,7 @@ from ribozyme.train.loop import Loop
 from ribozyme.train.objectives import Example
 from ribozyme.train.processes import first_process, process_device
 from ribozyme.train.recipe import Recipe, objective_of
-from ribozyme.train.run import Run, read_settings
+from ribozyme.train.run import Run, has_begun, read_settings
 from ribozyme.train.schedule import Schedule, parameter_groups
 from ribozyme.train.snapshot import weights_digest
 
@@ -104,8 +104,8 @@ def pretrain(
         "scratch": scratch,
         # of a loaded model that is trained itself, a call that goes on finds other weights than the first
         "first weights": weights_digest(loaded.module) if scratch or _is_name(model) else None,
-        "corpus": described(corpus),
-        "validation": described(validation),
+        "corpus": described(source),
+        "validation": None if validation is None else described(held),
         "components": described(components),
         "columns": [sequence_column, gene_column],
         "batch_tokens": budget if recipe.contrast else None,
@@ -121,7 +121,7 @@ def _warmup(recipe: Recipe, folder: Path) -> int:
     """Steps of rising rate: as asked, or as the run in the folder has them, or 2 %."""
     if recipe.warmup is not None:
         return recipe.warmup
-    known = (read_settings(folder) or {}).get("warmup")
+    known = (read_settings(folder) or {}).get("warmup") if has_begun(folder) else None
     return round(0.02 * recipe.steps) if known is None else int(known)
 
 
@@ -171,7 +171,7 @@ def parts(
         if isinstance(other, InMemory):
             return source, list(other.examples)
         return source, held_examples(replace(other, held=1.0), most)
-    held = [] if isinstance(source, InMemory) else held_examples(source, most)
+    held = [] if isinstance(source, InMemory) or not source.held else held_examples(source, most)
     if recipe.held and not held:
         what = "examples in memory are all trained on" if isinstance(source, InMemory) else "it is small"
         warnings.warn(

@@ -74,13 +74,8 @@ class Run:
         self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))
         self._board: Any = None
         self._drawn = time.monotonic()
-        found = read_settings(self.folder)
-        if found is not None and any((self.folder / name).exists() for name in (CHECKPOINT, CURVE)):
-            self._check(found, schedule)  # else nothing was done yet with these settings
-        if writes and found != self.settings:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with AtomicFile(self.folder / SETTINGS) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        self._schedule, self._held = schedule, False
+        self._check_settings()
 
     def save(
         self, state: State, network: nn.Module, optimizer: torch.optim.Optimizer, *, finished: bool = False
@@ -142,25 +137,32 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """No other training writes here meanwhile.
+        """The settings are written, and no other training writes here meanwhile; within itself it is nothing.
 
         Raises
         ------
-        ConfigError : one does already.
+        ConfigError : one does already, or has left a run with other settings.
         """
-        if not self.writes:
+        if not self.writes or self._held:
             yield
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = folder_lock(self.folder)
         if lock is None:
             raise ConfigError(
                 f"{self.folder}: another process trains here",
                 hint="wait for its end, or choose another folder",
             )
+        self._held = True
         try:
+            if self._check_settings() != self.settings:
+                with AtomicFile(self.folder / SETTINGS) as temporary:
+                    temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # while it is ours
+            self._held = False
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()  # while it is ours
             lock.release()
 
     def log(self, history: History) -> None:
@@ -193,6 +195,13 @@ class Run:
         if picture or time.monotonic() - self._drawn > PICTURE_SECONDS:
             draw(history, self.folder / PICTURE)
             self._drawn = time.monotonic()
+
+    def _check_settings(self) -> dict[str, Any] | None:
+        """The settings in the folder, if there are some; those of a run that did something must be ours."""
+        found = read_settings(self.folder)
+        if found is not None and has_begun(self.folder):
+            self._check(found, self._schedule)
+        return found
 
     def _check(self, found: dict[str, Any], schedule: Schedule | None) -> None:
         """Raise `ConfigError` if the run in the folder cannot go on with our settings."""
@@ -241,6 +250,11 @@ def draw(history: History, path: Path) -> None:
     axes.legend(frameon=False)
     with AtomicFile(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds anything that a training made, beside its settings."""
+    return any((folder / name).exists() for name in (CHECKPOINT, CURVE))
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -45,6 +45,8 @@ def write(folder: Path, model: Any, network: Network, labels: Labels, settings: 
     folder.mkdir(parents=True, exist_ok=True)
     for name in (ESTIMATOR, SETTINGS):  # written last: a save that was cut short is no model
         (folder / name).unlink(missing_ok=True)
+    for path in (folder / BACKBONE).glob(".*.tmp"):
+        path.unlink()  # of a save that was killed
     model.save(folder / BACKBONE)
     parts = {**network.head.state_dict(), **network.scaler.state_dict(prefix=SCALER)}
     with AtomicFile(folder / HEAD) as temporary:

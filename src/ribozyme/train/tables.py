@@ -20,6 +20,7 @@ from scipy import sparse
 
 from ribozyme.errors import InputError, InputWarning
 from ribozyme.io.sequences import choose_columns, read_record
+from ribozyme.train.label_arrays import usual
 from ribozyme.train.splits import Split, clusters, split
 
 Kind = Literal["regression", "classification", "token"]
@@ -30,12 +31,10 @@ PARTS = {
 }  # fmt: skip
 TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 TABLES = (*TEXT, ".parquet")
-WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
-NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
-"""Classes in text that are whole numbers, or other numbers; `01` is neither, but a name."""
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d{,14})(\.\d*)?([eE][+-]?\d+)?")
+"""Classes in text that are numbers; `01` is a name."""
 NO_BRACKETS = ", 0123456789"
 """In labels that begin with `[` and are no JSON: that they are no dot-bracket string either."""
-TRUTH = {"true": 1, "false": 0}
 Rows = npt.NDArray[np.int64]
 
 
@@ -91,6 +90,7 @@ def read_labelled(
     group_column: str | None = None,
     groups_optional: bool = False,
     drop_missing: bool = False,
+    as_written: bool = False,
 ) -> Labelled:
     """Read a table with labels.
 
@@ -101,8 +101,8 @@ def read_labelled(
     split_column : with `train`, `val` (`validation`, `valid`, `dev`) and `test`
     groups_optional : a table without `group_column` has no groups, instead of an error
     drop_missing : leave rows without a label out, with a warning, instead of an error
-
-    In .csv and .tsv a class is what is written: whole numbers where all classes are, else text.
+    as_written : classes in .csv and .tsv are text, for a predictor that knows what they are; else whole
+        numbers (1 and 0 for true and false) where all of them are, and text where not
 
     Raises
     ------
@@ -123,7 +123,9 @@ def read_labelled(
     return Labelled(
         names,
         X,
-        _letters(path, frame, targets) if kind == "token" else _values(path, frame, targets, kind),
+        _letters(path, frame, targets)
+        if kind == "token"
+        else _values(path, frame, targets, kind, as_written),
         None if split_column is None else _parts(path, frame[split_column]),
         None if group_column is None else _groups(path, frame[group_column]),
     )
@@ -226,16 +228,19 @@ def _inputs(
     return [one.name for one in records], [(one.name, one.sequence) for one in records]
 
 
-def _values(path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind) -> Any:
+def _values(path: Path, frame: pd.DataFrame, targets: Sequence[str], kind: Kind, as_written: bool) -> Any:
     if kind == "regression":
         numbers = np.stack([_numbers(path, frame[name]) for name in targets], axis=1)
         return numbers[:, 0] if len(targets) == 1 else numbers
-    read = _written if path.name.lower().endswith(TEXT) else _classes
+    text = path.name.lower().endswith(TEXT) and not (as_written and len(targets) == 1)
+    read = _written if text else _classes
     columns = {name: read(frame[name]) for name in targets}
     return columns[targets[0]] if len(targets) == 1 else pd.DataFrame(columns)
 
 
 def _numbers(path: Path, column: Any) -> npt.NDArray[np.float64]:
+    if column.dtype.kind in "mM":
+        raise InputError(f"{path}: {column.name!r} holds dates or times", hint="make numbers of them")
     numbers = pd.to_numeric(column, errors="coerce")
     if (odd := ~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan))).any():
         raise InputError(
@@ -254,12 +259,11 @@ def _classes(column: Any) -> npt.NDArray[Any]:
 def _written(column: Any) -> npt.NDArray[Any]:
     """Text as numbers where all of it is written so; else as it is."""
     values = column.astype(object).to_numpy()
-    known = set(values)
-    for form, number in ((WHOLE, lambda text: int(float(text))), (NUMBER, float)):
-        if all(form.fullmatch(one) for one in known):
-            return np.array([number(one) for one in values])
-    if all(one.lower() in TRUTH for one in known):
-        return np.array([TRUTH[one.lower()] for one in values])
+    forms = {one: usual(one) for one in set(values)}
+    if all(isinstance(one, int) for one in forms.values()):
+        return np.array([forms[one] for one in values])
+    if all(NUMBER.fullmatch(one) for one in forms):
+        return values.astype(float)
     return values
 
 
