@@ -346,14 +346,14 @@ def markdown(lines: Sequence[Compared]) -> str:
 def overview(lines: Sequence[Compared]) -> str:
     """A row a model and task, a column a mode: trained (untrained), for the documentation."""
     modes = [mode for mode in MODES if any(one.mode == mode for one in lines)]
-    columns = ("model", "task", "metric", "n", "linear", "best of all", *modes)
+    columns = ("model", "task", "metric", "n", "linear", "best of all", *modes, "others report")
     rows = [columns, ("---",) * len(columns)]
     for model, task in dict.fromkeys((one.model, one.task) for one in lines):
         of = {one.mode: one for one in lines if (one.model, one.task) == (model, task)}
         first = next(iter(of.values()))
         simple = (f"{one.name} {one.value:.3f}" for one in (first.linear, first.best))
         values = (_marked(of[mode]) if mode in of else "" for mode in modes)
-        rows.append((model, task, first.metric, str(first.n), *simple, *values))
+        rows.append((model, task, first.metric, str(first.n), *simple, *values, TASKS[task].published))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

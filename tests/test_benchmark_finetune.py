@@ -116,7 +116,8 @@ def test_seeds_are_averaged_and_differences_are_of_the_same_rows(finetune):
     row = finetune.overview([found]).splitlines()[2].split(" | ")
     better = found.untrained.gain.low > 0 and found.linear.gain.low > 0
     star = "*" if better and found.best.gain.low <= 0 else ""
-    assert row[-1] == f"{np.mean(of_near):.3f}{star} ({np.mean(of_far):.3f}) |"
+    assert row[-2] == f"{np.mean(of_near):.3f}{star} ({np.mean(of_far):.3f})"
+    assert row[-1] == "k-mer ridge .721 |"
     assert star  # better than untrained and linear, not than all
     best = finetune.replace(found, best=found.linear)
     assert f"**{np.mean(of_near):.3f}** (" in finetune.overview([best])
