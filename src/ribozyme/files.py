@@ -150,9 +150,10 @@ def digest_all(path: Path) -> str:
     """The digest of a file; of a folder, one of the names and digests of all files in it."""
     if path.is_file():
         return digest(path)
-    files = sorted(one for one in path.rglob("*") if one.is_file())
-    content = [f"{one.relative_to(path).as_posix()} {digest(one)}" for one in files]
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+    whole = hashlib.sha256()
+    for one in sorted(one for one in path.rglob("*") if one.is_file()):
+        whole.update(f"{one.relative_to(path)} {digest(one)}\n".encode())
+    return whole.hexdigest()
 
 
 def _mark(path: Path) -> list[int]:

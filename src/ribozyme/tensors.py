@@ -83,6 +83,13 @@ def read_safetensors(path: Path) -> tuple[Tensors, Settings]:
         raise _damaged(path, str(error)) from error
 
 
+def add_tensors(whole: Any, tensors: Tensors) -> None:
+    """Names, types, shapes and numbers of tensors into a digest of `hashlib`."""
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
 def write_safetensors(path: Path, tensors: Tensors, **metadata: str) -> None:
     """Write tensors, each with numbers of its own, and seal the file: a bit that changes later is noticed.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ribozyme.cli.language import Device, Dtype, Overlong, Strict
+from ribozyme.cli.language import Device, Dtype, Overlong, SequenceColumn, Strict
 
 
 def embed(
@@ -26,9 +26,7 @@ def embed(
     layer: Annotated[int, typer.Option(help="0 the input embedding, 1 ..., -1 the last layer")] = -1,
     overlong: Overlong = "error",
     batch_tokens: Annotated[int | None, typer.Option(help="tokens of a batch; default by device")] = None,
-    sequence_column: Annotated[
-        str | None, typer.Option(help="column of a table that holds sequences")
-    ] = None,
+    sequence_column: SequenceColumn = None,
     gene_column: Annotated[
         str | None, typer.Option(help="var column with gene names; default: the best")
     ] = None,

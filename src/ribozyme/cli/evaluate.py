@@ -13,7 +13,6 @@ from ribozyme.cli.runs import (
     Run,
     Table,
     check_choice,
-    check_writable,
     columns_of,
     digest_of,
     read_about,
@@ -47,13 +46,14 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Score a run on labelled inputs, with intervals; print a table, write JSON."""
+    from ribozyme.io.tables import check_file
     from ribozyme.loading import load
     from ribozyme.train.tables import groups_of, read_labelled
 
     check_choice("part", part, ("auto", "train", "validation", "test", "all"))
     about = read_about(run)
     if output is not None:
-        check_writable(output)
+        check_file(output)
     known = digest_of(input) == about["digest"]
     given = {"sequence_column": sequence_column or about["sequence_column"]}
     given |= {"group_column": group_column or about["group_column"]}

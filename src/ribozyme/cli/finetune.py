@@ -17,6 +17,7 @@ from ribozyme.cli.runs import (
     check_choice,
     columns_of,
     digest_of,
+    is_finished,
     read_about,
     report,
     write_json,
@@ -111,9 +112,7 @@ def finetune(
 
 def _check_same(output: Path, source: dict[str, Any]) -> None:
     """Raise `ConfigError` where the folder has a finished run that learnt other columns."""
-    from ribozyme.loading import ESTIMATOR
-
-    if not ((output / DATA).is_file() and (output / ESTIMATOR).is_file()):
+    if not is_finished(output):
         return
     about = read_about(output)
     for name, wanted in source.items():

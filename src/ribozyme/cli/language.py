@@ -17,10 +17,8 @@ Output = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 (exact) or bfloat16")]
 Overlong = Annotated[str, typer.Option(help="inputs past the model's window: error, truncate or window")]
-Strict = Annotated[bool, typer.Option("--strict", help="unknown letters and truncation are errors")]
-
-
 SequenceColumn = Annotated[str | None, typer.Option(help="column of a table that holds sequences")]
+Strict = Annotated[bool, typer.Option("--strict", help="unknown letters and truncation are errors")]
 
 
 def score(

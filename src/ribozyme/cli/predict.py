@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ribozyme.cli.language import Device
-from ribozyme.cli.runs import Overlong, Run, check_choice, check_writable, read_about
+from ribozyme.cli.runs import Overlong, Run, check_choice, read_about
 
 CHUNK = 4096
 """Inputs that are predicted before they are written."""
@@ -27,11 +27,12 @@ def predict(
     """Predict for new inputs with a trained run."""
     from ribozyme.files import AtomicFile
     from ribozyme.io.sequences import has_columns
+    from ribozyme.io.tables import check_file
     from ribozyme.loading import load
 
     suffix = output.suffix.lower()
     check_choice("suffix", suffix, (".csv", ".tsv", ".parquet", ".json"))
-    check_writable(output)
+    check_file(output)
     about = read_about(run)
     estimator = load(run, device=device)
     estimator.overlong = overlong or estimator.overlong

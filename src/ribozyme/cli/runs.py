@@ -29,11 +29,17 @@ Overlong = Annotated[
 ]
 
 
-def read_about(run: Path) -> dict[str, Any]:
-    from ribozyme.checkpoint import read_json
+def is_finished(run: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
     from ribozyme.loading import ESTIMATOR
 
-    if not (run / DATA).is_file() or not (run / ESTIMATOR).is_file():
+    return (run / DATA).is_file() and (run / ESTIMATOR).is_file()
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    from ribozyme.checkpoint import read_json
+
+    if not is_finished(run):
         raise InputError(
             f"{run}: this is not the folder of a finished run", hint="made by `ribozyme finetune`"
         )
@@ -88,14 +94,6 @@ def warn_of_seen(data: Any, about: dict[str, Any], where: Path) -> None:
             InputWarning,
             stacklevel=2,
         )
-
-
-def check_writable(output: Path) -> None:
-    """A file that could not be written is an error before anything is computed."""
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; a file is wanted")
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: there is no folder {str(output.parent)!r}", hint="make it first")
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ribozyme.cli.language import Device
+from ribozyme.cli.language import Device, SequenceColumn
 from ribozyme.errors import InputError
 
 AROUND = (
@@ -64,9 +64,7 @@ def pretrain(
     ] = None,
     save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     log_every: Annotated[int, typer.Option(help="steps between lines of the log")] = 50,
-    sequence_column: Annotated[
-        str | None, typer.Option(help="column of a table that holds sequences")
-    ] = None,
+    sequence_column: SequenceColumn = None,
     gene_column: Annotated[str | None, typer.Option(help="var column with gene names")] = None,
     buffer: Annotated[int, typer.Option(help="inputs that are shuffled together, in memory")] = 65_536,
     sorted_steps: Annotated[

@@ -8,11 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ribozyme.engine.inputs import is_url, marks
 from ribozyme.engine.manifest import Job
-from ribozyme.files import digest
+from ribozyme.files import digest_all
+from ribozyme.tensors import add_tensors
 
 
 def job_of(model: Any, files: list[str], how: Any) -> Job:
@@ -43,22 +42,12 @@ def digests(files: list[str]) -> dict[str, Any]:
 
 def _digest(file: str) -> Any:
     """sha256 of a file or of all in a folder; of a file behind a URL what its server tells of it."""
-    if is_url(file):
-        return marks(file)
-    path = Path(file)
-    if path.is_file():
-        return digest(path)
-    whole = hashlib.sha256()
-    for one in sorted(one for one in path.rglob("*") if one.is_file()):
-        whole.update(f"{one.relative_to(path)} {digest(one)}\n".encode())
-    return whole.hexdigest()
+    return marks(file) if is_url(file) else digest_all(Path(file))
 
 
 def weights_digest(model: Any) -> str:
     """sha256 of the network as it is in memory: sizes, vocabulary, every tensor."""
     tokens = model.vocabulary.tokens if model.reads == "cells" else model.tokenizer.letters
     whole = hashlib.sha256(json.dumps([repr(model.config), list(tokens)]).encode())
-    for name, tensor in sorted(model.module.state_dict().items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_tensors(whole, model.module.state_dict())
     return whole.hexdigest()

@@ -137,16 +137,27 @@ def check_output(path: str | Path) -> None:
             f"{path}: no format has the suffix {suffix!r}",
             hint=f"known are {', '.join(FORMATS)}; of cells also .h5ad",
         )
+    if suffix == ".zarr":
+        _check_folder_of(path)
+        _zarr()
+        if path.exists() and not any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zarray")):
+            raise InputError(f"{path}: exists and is no Zarr store; it is not replaced")
+    else:
+        check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError` now if a file could not be written at `path` later."""
+    _check_folder_of(path)
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; a file is to be written")
+
+
+def _check_folder_of(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {str(path.parent)!r}", hint="make it first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: nothing can be written to {str(path.parent)!r}")
-    if suffix == ".zarr":
-        _zarr()
-        if path.exists() and not any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zarray")):
-            raise InputError(f"{path}: exists and is no Zarr store; it is not replaced")
-    elif path.is_dir():
-        raise InputError(f"{path}: this is a folder; a file is to be written")
 
 
 # ---------------------------------------------------------------------------------------------- formats

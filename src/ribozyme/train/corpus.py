@@ -25,6 +25,7 @@ from ribozyme.pp.genes import GeneLookup, match_genes
 from ribozyme.pp.tokens import Reading, tokenise
 from ribozyme.report import Report
 from ribozyme.train.objectives import Example
+from ribozyme.train.tables import read_text, readable
 
 Coding = Literal["whole", "mark", "only"]
 CODINGS: tuple[Coding, ...] = ("whole", "mark", "only")
@@ -230,14 +231,9 @@ def _tables(path: Path, generator: np.random.Generator, skip: int) -> Iterator[A
 
 def _text_tables(path: Path, skip: int) -> Iterator[Any]:
     """Rows of a .csv or .tsv as tables, from row `skip` on."""
-    separator = "\t" if ".tsv" in path.name.lower() else ","
-    try:
-        with pd.read_csv(
-            path, sep=separator, chunksize=ROWS, skiprows=range(1, skip + 1), dtype=FRAMES
-        ) as tables:
-            yield from tables
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    how = {"chunksize": ROWS, "skiprows": range(1, skip + 1), "dtype": FRAMES}
+    with readable(path), read_text(path, **how) as tables:
+        yield from tables
 
 
 def _check_frames(coding: str) -> None:

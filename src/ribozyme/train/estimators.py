@@ -84,5 +84,6 @@ class TokenRegressor(Regressor):
 
 KINDS = {kind.__name__: kind for kind in (Classifier, Regressor, TokenClassifier, TokenRegressor)}
 
+_SHARED = (Estimator.__doc__ or "").partition("\n")[2].strip()
 for _kind in KINDS.values():  # `help` of each says what its parameters are
-    _kind.__doc__ = f"{_kind.__doc__}\n    {(Estimator.__doc__ or '').partition(chr(10))[2].strip()}\n"
+    _kind.__doc__ = f"{_kind.__doc__}\n    {_SHARED}\n"

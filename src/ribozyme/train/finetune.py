@@ -241,10 +241,11 @@ class FineTuned:
         """From the solution of a linear head, or from features that are standardised."""
         optimizer, run = fitting.begin()
         with contextlib.nullcontext() if run is None else run.alone():
-            if from_solution and not fitting.going_on():
-                fitting.linear()
-            elif not self.fitted and not fitting.going_on():
-                fitting.measure()
+            if not self.fitted and not fitting.going_on():
+                if from_solution:
+                    fitting.linear()
+                else:
+                    fitting.measure()
             self.outputs_wanted, self.fitted = None, True
             return fitting.descend(loss, optimizer, run, validate_first=from_solution)
 

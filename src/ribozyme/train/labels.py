@@ -103,9 +103,9 @@ class Labels:
         if task == "multilabel":
             return _seen_columns(labels, count, outputs, class_weight)
         names = [name for name in named(labels, count, level) if name is not None]
-        classes = _placed(names, outputs)
-        if isinstance(classes[0], str):
+        if any(isinstance(name, str) for name in names):  # numbers among them are names too
             names = [str(name) for name in names]
+        classes = _placed(names, outputs)
         return cls(
             task=task,
             outputs=len(classes),
@@ -278,11 +278,8 @@ def _seen_columns(labels: Any, count: int, outputs: int | None, class_weight: An
 
 
 def _placed(names: Sequence[Class], outputs: int | None) -> tuple[Class, ...]:
-    """The class of each output."""
-    known = set(names)
-    if any(isinstance(name, str) for name in known):  # numbers among them are names too
-        known = {str(name) for name in known}
-    classes: list[Class] = sorted(known)  # all of one type
+    """The class of each output, of names of one type."""
+    classes: list[Class] = sorted(set(names))
     if not classes:
         raise InputError("no letter has a label")
     if outputs is not None and all(isinstance(c, int) and 0 <= c < outputs for c in classes):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ribozyme.errors import CheckpointError, ConfigError, OutputError
 from ribozyme.files import AtomicFile
-from ribozyme.tensors import Tensors, read_safetensors, write_safetensors
+from ribozyme.tensors import Tensors, add_tensors, read_safetensors, write_safetensors
 
 
 def learnt(network: nn.Module) -> Tensors:
@@ -27,9 +27,7 @@ def learnt(network: nn.Module) -> Tensors:
 def weights_digest(network: nn.Module) -> str:
     """What tells a network with its weights from another."""
     found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_tensors(found, network.state_dict())
     return found.hexdigest()[:16]
 
 

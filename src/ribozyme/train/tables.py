@@ -8,7 +8,8 @@ import json
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +73,7 @@ class Labelled:
         """What tells each input from others, whatever it is called: letters, or the counts of a cell."""
         if not hasattr(self.X, "obs"):
             return [_digest(sequence.upper().replace("T", "U").encode()) for _, sequence in self.X]
-        values = sparse.csr_matrix(self.X.X)
+        values = sparse.csr_matrix(self.X.X, copy=True)  # it is put in order
         values.eliminate_zeros()
         values.sort_indices()
         rows = zip(values.indptr[:-1], values.indptr[1:])
@@ -204,14 +205,26 @@ def _read(path: Path) -> tuple[pd.DataFrame, Any]:
         cells = read_cells(path)
         return cells.obs.reset_index(drop=True), cells
     name = path.name.lower()
-    try:
+    with readable(path):
         if name.endswith(".parquet"):
             return pd.read_parquet(path).reset_index(drop=True), None
         if name.endswith(TEXT):
-            return pd.read_csv(path, sep="\t" if ".tsv" in name else ",", dtype=str), None
+            return read_text(path, dtype=str), None
+    raise InputError(f"{path}: labels are read from a table", hint=f"{', '.join(TABLES)}, or .h5ad for cells")
+
+
+def read_text(path: Path, **how: Any) -> Any:
+    """A .csv or .tsv; keywords as of `pandas.read_csv`."""
+    return pd.read_csv(path, sep="\t" if ".tsv" in path.name.lower() else ",", **how)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a table is read is one `InputError`."""
+    try:
+        yield
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
-    raise InputError(f"{path}: labels are read from a table", hint=f"{', '.join(TABLES)}, or .h5ad for cells")
 
 
 def _inputs(
