@@ -30,6 +30,9 @@ def embed(
     gene_column: Annotated[
         str | None, typer.Option(help="var column with gene names; default: the best")
     ] = None,
+    batch_column: Annotated[
+        str | None, typer.Option(help="obs column with batches, for a model that norms by them")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="of .h5mu and 10x files; RNA by default")] = None,
     max_length: Annotated[int | None, typer.Option(help="genes of a cell plus one; default 1200")] = None,
     key_added: Annotated[str, typer.Option(help="obsm key in a .h5ad output")] = "X_ribozyme",
@@ -54,6 +57,7 @@ def embed(
         "batch_tokens": (batch_tokens, None),
         "sequence_column": (sequence_column, None),
         "gene_column": (gene_column, None),
+        "batch_column": (batch_column, None),
         "modality": (modality, None),
         "max_length": (max_length, None),
         "strict": (strict, False),

@@ -1,5 +1,6 @@
 """`ribozyme pretrain`: train a model on a corpus."""
 
+import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from ribozyme.cli.language import Device, SequenceColumn
-from ribozyme.errors import InputError
+from ribozyme.errors import ConfigError, InputError
 
 AROUND = (
     *("scratch", "validation", "batch_tokens", "save_every", "log_every"),
-    *("sequence_column", "gene_column", "device"),
+    *("sequence_column", "gene_column", "batch_column", "class_column", "device"),
 )
 """Options that are settings of `pretrain` beside the recipe."""
 
@@ -43,6 +44,15 @@ def pretrain(
     contrast: Annotated[
         float, typer.Option(help="masked: weight of telling two parts of a sequence from others")
     ] = 0.0,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="cells: parts of the loss, such as expression=1,mvc=1,similarity=0.004"),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="cells: cosine that similarity moves away from")] = 0.8,
+    dsbn: Annotated[bool, typer.Option("--dsbn", help="cells: norm the input by the batch")] = False,
+    zero_genes: Annotated[
+        bool, typer.Option("--zero-genes", help="cells: read genes that a cell does not express, too")
+    ] = False,
     share: Annotated[float | None, typer.Option(help="of letters or bins that are masked")] = None,
     coding: Annotated[
         str,
@@ -66,6 +76,10 @@ def pretrain(
     log_every: Annotated[int, typer.Option(help="steps between lines of the log")] = 50,
     sequence_column: SequenceColumn = None,
     gene_column: Annotated[str | None, typer.Option(help="var column with gene names")] = None,
+    batch_column: Annotated[str | None, typer.Option(help="obs column with the batch of a cell")] = None,
+    class_column: Annotated[
+        str | None, typer.Option(help="obs column with the class of a cell, for the part classes")
+    ] = None,
     buffer: Annotated[int, typer.Option(help="inputs that are shuffled together, in memory")] = 65_536,
     sorted_steps: Annotated[
         int, typer.Option(help="steps whose inputs are sorted by length together; faster")
@@ -85,16 +99,35 @@ def pretrain(
 
     if resume and not (output / CHECKPOINT).is_file():
         raise InputError(f"{output}: there is no run to go on with", hint="leave out --resume to begin one")
+    settings = {one.name: given[one.name] for one in fields(Recipe)}
     history = _train(
         model,
         corpus,
         output,
-        Recipe(**{one.name: given[one.name] for one in fields(Recipe)}),
+        Recipe(**settings | {"parts": None if parts is None else _coefficients(parts)}),
         **{name: given[name] for name in AROUND},
     )
     if first_process():
         print(_summary(output, history), file=sys.stderr)
     end_processes()
+
+
+def _coefficients(text: str) -> dict[str, float]:
+    """`expression=1,mvc=0.5` as a dict."""
+    found: dict[str, float] = {}
+    for one in text.split(","):
+        name, _, value = (piece.strip() for piece in one.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name or math.isnan(number) or name in found:
+            raise ConfigError(
+                f"parts {text!r}: {one!r} is no part with a coefficient",
+                hint="such as expression=1,mvc=1, each part once",
+            )
+        found[name] = number
+    return found
 
 
 def _train(model: str, corpus: str, output: Path, recipe: Any, **around: Any) -> Any:

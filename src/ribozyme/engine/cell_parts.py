@@ -1,7 +1,7 @@
 """From cells to the parts of a job: genes matched, rows tokenised chunk by chunk, chunks cut."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,10 +19,11 @@ from ribozyme.report import Rejected, Report
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Cells of a source, and which of its genes the model knows."""
+    """Cells of a source, which of its genes the model knows, and of which batch (n,) each is, or None."""
 
     source: Cells
     match: GeneMatch
+    labels: npt.NDArray[np.int64] | None = None
 
     def chunks(self, reading: Reading, report: Report) -> Iterator[Tokens]:
         """All cells as the network reads them."""
@@ -79,7 +80,7 @@ class Matched:
         kind = "cells without any gene that the model knows; their embedding is NaN"
         if tokens.empty.any():
             report.add(kind, str(names[np.argmax(tokens.empty)]), int(tokens.empty.sum()))
-        return tokens
+        return tokens if self.labels is None else replace(tokens, labels=self.labels[places])
 
 
 def match_cells(source: Cells, lookup: GeneLookup, column: str | None, report: Report) -> Matched:
@@ -119,5 +120,6 @@ def _cut(
             tokens.ids[begin:stop],
             tokens.values[begin:stop],
             tokens.indptr[a : b + 1] - begin,
+            None if tokens.labels is None else tokens.labels[a:b],
         )
         yield Prepared(start, end, [str(name) for name in some.names], some)

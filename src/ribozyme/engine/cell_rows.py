@@ -24,10 +24,10 @@ T = TypeVar("T")
 def cell_rows(module: Any, device: torch.device, tokens: Tokens, how: Settings, budget: Budget) -> Array:
     """(n, dim) of length 1; NaN for empty cells."""
 
-    def pooled(batch: Packed) -> Tensor:
+    def pooled(batch: Packed, **told: Tensor) -> Tensor:
         if how.pooling == "cls":  # of the last layer, these rows alone are computed
-            return module.encode(batch, layer=how.layer, rows=batch.cu_seqlens[:-1].long()).float()
-        rows = module.encode(batch, layer=how.layer)[_is_gene(batch)]
+            return module.encode(batch, layer=how.layer, rows=batch.cu_seqlens[:-1].long(), **told).float()
+        rows = module.encode(batch, layer=how.layer, **told)[_is_gene(batch)]
         return pool(rows, [length - 1 for length in batch.lengths], how.pooling)
 
     out = np.full((len(tokens), module.config.dim), np.nan, dtype=np.float32)
@@ -54,8 +54,8 @@ def gene_rows(
     sums = torch.zeros(len(genes), module.config.dim, dtype=torch.float64, device=device)
     counts = torch.zeros(len(genes), dtype=torch.float64, device=device)
 
-    def found(batch: Packed) -> tuple[Tensor, Tensor]:
-        rows, gene = module.encode(batch, layer=how.layer), _is_gene(batch)
+    def found(batch: Packed, **told: Tensor) -> tuple[Tensor, Tensor]:
+        rows, gene = module.encode(batch, layer=how.layer, **told), _is_gene(batch) & (batch.values != 0)
         return place_of[batch.ids[gene]], rows[gene]
 
     with budgeted(how.batch_tokens, device) as budget:
@@ -69,13 +69,16 @@ def gene_rows(
 
 
 def _batches(
-    tokens: Tokens, device: torch.device, budget: Budget, compute: Callable[[Packed], T]
+    tokens: Tokens, device: torch.device, budget: Budget, compute: Callable[..., T]
 ) -> Iterator[tuple[list[int], T]]:
-    """Places of cells, and `compute` of the batch of them; empty cells are in none."""
+    """Places of cells, and `compute` of the batch of them (and their `labels`); empty cells are in none."""
     full = np.flatnonzero(~tokens.empty)
 
     def of_group(group: list[int]) -> T:
-        return compute(tokens.pack(full[group].tolist()).to(device))
+        batch = tokens.pack(full[group].tolist()).to(device)
+        if tokens.labels is None:
+            return compute(batch)
+        return compute(batch, labels=torch.from_numpy(tokens.labels[full[group]]).to(device))
 
     for group, result in in_batches(tokens.lengths[full].tolist(), budget, of_group):
         yield full[group].tolist(), result

@@ -18,6 +18,7 @@ class Settings:
     layer: int
     reading: Reading
     gene_column: str | None
+    batch_column: str | None
     modality: str | None
     batch_tokens: int
     strict: bool

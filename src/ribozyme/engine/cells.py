@@ -8,6 +8,7 @@ cell's embedding does not depend on the others.
 import copy
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ribozyme.engine.cell_parts import match_cells
+from ribozyme.engine.cell_parts import Matched, match_cells
 from ribozyme.engine.cell_rows import cell_rows, gene_rows
 from ribozyme.engine.cell_settings import Settings, choose_pooling
 from ribozyme.engine.device import batch_tokens as choose_batch_tokens
@@ -34,7 +35,7 @@ from ribozyme.engine.parts import (
     prefetch,
 )
 from ribozyme.errors import ConfigError
-from ribozyme.io.cells import open_cells
+from ribozyme.io.cells import Cells, open_cells
 from ribozyme.io.matrices import choose_modality
 from ribozyme.pp.binning import Ties
 from ribozyme.pp.genes import GeneLookup, GeneMatch
@@ -82,6 +83,7 @@ class CellModel:
         key_added: str | None = None,
         layer: int = -1,
         gene_column: str | None = None,
+        batch_column: str | None = None,
         modality: str | None = None,
         max_length: int | None = None,
         select: Select = "sample",
@@ -102,6 +104,7 @@ class CellModel:
         layer : 0 is the input embedding, 1 ... the layers, -1 the last
         gene_column : column of `var` with gene names (symbols or Ensembl ids), `index` for `var_names`; by
             default the one that the model knows best
+        batch_column : column of `obs` with the batch of each cell, for a model that norms by it (DSBN)
         modality : of MuData and 10x files, RNA by default
         max_length : genes of a cell, and one for `<cls>`, at most; by default 1,200, as published
         select : which genes stay then: a `sample`, or the `top` values
@@ -129,6 +132,7 @@ class CellModel:
             pooling=pooling,
             layer=layer,
             gene_column=gene_column,
+            batch_column=batch_column,
             modality=modality,
             max_length=max_length,
             select=select,
@@ -139,7 +143,7 @@ class CellModel:
         )
         report = Report(strict)
         with open_cells(cells, modality=modality) as source:
-            matched = match_cells(source, self.lookup, gene_column, report)
+            matched = self._matched(source, how, report)
             with closing(prefetch(matched.parts(how))) as ready:
                 if output == "genes":
                     genes, rows = gene_rows(self.module, self.device, ready, matched.match.genes, how, report)
@@ -183,6 +187,7 @@ class CellModel:
         pooling: str = "cls",
         layer: int = -1,
         gene_column: str | None = None,
+        batch_column: str | None = None,
         modality: str | None = None,
         max_length: int | None = None,
         select: Select = "sample",
@@ -195,7 +200,9 @@ class CellModel:
         budget = choose_batch_tokens(self.device, batch_tokens)
         reading = self._reading(max_length, select, ties, seed)
         layer = depth(layer, self.config.layers)
-        return Settings(choose_pooling(pooling), layer, reading, gene_column, modality, budget, strict)
+        self._check_batches(batch_column)
+        columns = gene_column, batch_column
+        return Settings(choose_pooling(pooling), layer, reading, *columns, modality, budget, strict)
 
     def prepare(
         self, cells: Any, how: Settings, *, start: int = 0, on_error: OnError = "fail"
@@ -204,7 +211,7 @@ class CellModel:
         check_on_error(on_error)
         report = Report(how.strict)
         with open_cells(cells, modality=how.modality) as source:
-            matched = match_cells(source, self.lookup, how.gene_column, report)
+            matched = self._matched(source, how, report)
             for part in matched.parts(how, start, on_error):
                 if part.start == 0:  # what concerns all cells is counted in the first part
                     part.report.merge(report)
@@ -255,6 +262,23 @@ class CellModel:
         """Write weights, sizes and vocabulary; `load(folder)` gives the same model back."""
         formats_of(self.module).save(self.module, self.vocabulary, Path(folder), layout=layout)
 
+    def _matched(self, source: Cells, how: Settings, report: Report) -> Matched:
+        matched = match_cells(source, self.lookup, how.gene_column, report)
+        if how.batch_column is None:
+            return matched
+        return replace(matched, labels=source.codes(how.batch_column, self.config.known_batches))
+
+    def _check_batches(self, column: str | None) -> None:
+        if self.config.domains and column is None:
+            raise ConfigError(
+                "this model norms each cell by its batch, which is not said",
+                hint=f"batch_column, of obs, with {', '.join(self.config.known_batches[:20])}",
+            )
+        if column is not None and not self.config.domains:
+            raise ConfigError(
+                "to this model the batch of a cell makes no difference", hint="leave batch_column out"
+            )
+
     def _reading(self, max_length: int | None, select: Select, ties: Ties, seed: int) -> Reading:
         return Reading(
             n_bins=self.config.n_bins,
@@ -264,10 +288,12 @@ class CellModel:
             select=select,
             ties=ties,
             seed=seed,
+            zero_genes=self.config.zero_genes,
         )
 
     def _params(self, match: GeneMatch, how: Settings, empty: int) -> dict[str, Any]:
-        return {
+        batch = {} if how.batch_column is None else {"batch_column": how.batch_column}
+        return batch | {
             "model": self.record.name if self.record else type(self.module).__name__,
             "pooling": how.pooling,
             "layer": how.layer,

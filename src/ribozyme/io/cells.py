@@ -5,7 +5,7 @@ Both look at a file before they read it (`io/hdf5.py`), and neither changes what
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,14 @@ class Cells:
 
     names : (cells,) from `obs_names`; var : the genes; where : the source, for messages
     rows : start and end to that part of the matrix, dense or sparse
+    obs : the name of a column of `obs` to its values (cells,); `InputError` where there is none
     """
 
     names: npt.NDArray[Any]
     var: pd.DataFrame
     where: str
     rows: Callable[[int, int], Any]
+    obs: Callable[[str], npt.NDArray[Any]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,6 +53,29 @@ class Cells:
         for first in range(start // size * size, len(self), size):
             part = self.rows(first, min(first + size, len(self)))
             yield first, _checked_csr(part, len(self.var), self.where)
+
+    def labels(self, column: str) -> list[str]:
+        """The label of each cell in a column of `obs`, as text; a missing one is an `InputError`."""
+        values = self.obs(column)
+        if (missing := pd.isna(values)).any():
+            raise InputError(
+                f"{self.where}: {int(missing.sum()):,} cells have nothing in {column!r}, the first is "
+                f"{str(self.names[np.argmax(missing)])!r}",
+                hint="label them, or leave them out",
+            )
+        return [str(value) for value in values]
+
+    def codes(self, column: str, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """(cells,) the place of each cell's label among `names`; another label is an `InputError`."""
+        place = {name: k for k, name in enumerate(names)}
+        labels = self.labels(column)
+        if unknown := [k for k, label in enumerate(labels) if label not in place]:
+            raise InputError(
+                f"{self.where}: {len(unknown):,} cells have a label in {column!r} that the model was not "
+                f"trained with, the first is {str(self.names[unknown[0]])!r} with {labels[unknown[0]]!r}",
+                hint=f"it knows {', '.join(names[:20])}",
+            )
+        return np.array([place[label] for label in labels], dtype=np.int64)
 
 
 @contextmanager
@@ -120,7 +145,7 @@ def _kind(path: Path) -> str:
 
 
 @contextmanager
-def _noted(path: Path) -> Iterator[None]:
+def _noted(path: Path | str) -> Iterator[None]:
     """Whatever a reader says of a file that it cannot read becomes one error with the file's name."""
     try:
         yield
@@ -150,14 +175,15 @@ def _of_object(source: Any, modality: str | None, where: str | None = None) -> C
         )
     where = where or "adata"
     names = np.asarray(source.obs_names, dtype=object)
+    obs = _column_of(lambda: source.obs, where)
     if source.isbacked and source.is_view:
-        return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where))
+        return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where), obs)
     if source.is_view:
-        return Cells(names, source.var, where, lambda start, end: source[start:end].X)
+        return Cells(names, source.var, where, lambda start, end: source[start:end].X, obs)
     X = source.X
     if hasattr(X, "group"):  # sparse, in a file that somebody else opened
         check_sparse(X.group, where, "X")
-    return Cells(names, source.var, where, _rows_of(X, where))
+    return Cells(names, source.var, where, _rows_of(X, where), obs)
 
 
 def _backed_view(source: Any, where: str) -> Any:
@@ -184,7 +210,22 @@ def _of_group(root: Any, path: Path) -> Cells:
         raise InputError(
             f"{path}: X is {X.shape}, but there are {len(names):,} names and {len(table):,} genes"
         )
-    return Cells(np.asarray(names, dtype=object), table, str(path), _rows_of(X, str(path)))
+    where, names = str(path), np.asarray(names, dtype=object)
+    return Cells(names, table, where, _rows_of(X, where), _column_of(lambda: read_elem(obs), where))
+
+
+def _column_of(read: Callable[[], Any], where: str) -> Callable[[str], npt.NDArray[Any]]:
+    """The name of a column of a table, which is read when it is asked for, to its values."""
+
+    def column(name: str) -> npt.NDArray[Any]:
+        with _noted(where):
+            table = read()
+            if name not in table.columns:
+                known = ", ".join(map(repr, list(table.columns)[:20])) or "no columns"
+                raise InputError(f"{where}: obs has no column {name!r}; it has {known}")
+            return np.asarray(table[name].astype(object))
+
+    return column
 
 
 def _rows_of(X: Any, where: str) -> Callable[[int, int], Any]:

@@ -34,6 +34,8 @@ class Reading:
     select : the genes that stay when there are more: a `sample`, or the `top` values
     ties : equal values share their middle bin (`mid`), or each draws one (`random`, as published)
     seed : of the sample and of random ties; the numbers depend on it and on the cell, on nothing else
+    zero_genes : genes of the source that a cell does not express are read too, in the bin 0; a cell that
+        expresses nothing stays empty
     """
 
     n_bins: int
@@ -43,6 +45,7 @@ class Reading:
     select: Select = "sample"
     ties: Ties = "mid"
     seed: int = 0
+    zero_genes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -57,12 +60,14 @@ class Tokens:
     """Cells as the network reads them, end to end; each begins with `<cls>`, an empty one has nothing else.
 
     names : (n,) of the cells; ids, values : (T,); indptr : (n + 1,) where each cell begins
+    labels : (n,) of their batches, or None
     """
 
     names: npt.NDArray[Any]
     ids: npt.NDArray[np.int64]
     values: Array
     indptr: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,7 +114,7 @@ def tokenise(
 
 
 class _Part(NamedTuple):
-    """Tokens of some cells: `genes` (n,) expressed before the window, ids and values (T,) after it."""
+    """Tokens of some cells: `genes` (n,) read before the window, ids and values (T,) after it."""
 
     genes: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
@@ -131,12 +136,13 @@ def _blocks(rows: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
 
 def _part(rows: sparse.csr_matrix, match: GeneMatch, reading: Reading) -> _Part:
     ids, values, indptr = match.select(rows)
-    genes = np.diff(indptr)
     u: Any = 0.5
     if reading.ties == "random":
         u = draws(content_keys(ids, values, indptr, reading.seed), ids, indptr, stream=0)
     bins = bin_rows(values, indptr, n_bins=reading.n_bins, u=u).astype(np.float32)
-    room = reading.max_length - 1
+    if reading.zero_genes:
+        ids, values, bins, indptr = _with_zeros(ids, values, bins, indptr, match.genes)
+    genes, room = np.diff(indptr), reading.max_length - 1
     long = genes > room
     if long.any():
         keep = _in_windows(ids, values, genes, long, reading)
@@ -144,6 +150,18 @@ def _part(rows: sparse.csr_matrix, match: GeneMatch, reading: Reading) -> _Part:
         indptr = np.concatenate([[0], np.cumsum(np.minimum(genes, room))])
     starts = indptr[:-1]
     return _Part(genes, np.insert(ids, starts, reading.cls_id), np.insert(bins, starts, reading.cls_value))
+
+
+def _with_zeros(ids: Any, values: Any, bins: Any, indptr: Any, genes: Any) -> tuple[Any, Any, Any, Any]:
+    """The same with all `genes` in each cell that has any."""
+    column = np.empty(int(genes.max(initial=0)) + 1, dtype=np.int64)
+    column[genes] = np.arange(len(genes))
+    full = np.diff(indptr) > 0
+    row = np.repeat(np.cumsum(full) - 1, np.diff(indptr))
+    table = np.zeros((2, int(full.sum()), len(genes)), dtype=np.result_type(values, bins))
+    table[:, row, column[ids]] = values, bins
+    ends = np.concatenate([[0], np.cumsum(full * len(genes))])
+    return np.tile(genes, len(table[0])), table[0].ravel(), table[1].ravel().astype(np.float32), ends
 
 
 def _in_windows(ids: Any, values: Any, genes: Any, long: Any, reading: Reading) -> npt.NDArray[np.int64]:

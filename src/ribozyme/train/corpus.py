@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -33,6 +34,16 @@ FRAMES = {"cds_start": float, "cds_end": float}
 """Numbers, missing where a row has no coding sequence."""
 ROWS, CELLS = 4_096, 1_024
 """Rows of a table, and cells, that are read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a table, of `var` or of `obs` to read: sequences, gene names, batches, classes."""
+
+    sequence: str | None = None
+    gene: str | None = None
+    batch: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +120,20 @@ class CellCorpus:
     source : whatever `open_cells` takes; of a file only some cells at a time are in memory, and these parts
         are read in random order
     held, wanted : as of `SequenceCorpus`; which cells is decided by their names
+    batch_column, class_column : of `obs`, with the `label` and the `kind` of each cell, which are its places
+        among `batch_names` and `class_names`
+    zero_genes : genes of the source that a cell does not express are read too
     """
 
     source: Any
     lookup: GeneLookup
     n_bins: int
     gene_column: str | None = None
+    batch_column: str | None = None
+    batch_names: tuple[str, ...] = ()
+    class_column: str | None = None
+    class_names: tuple[str, ...] = ()
+    zero_genes: bool = False
     held: float = 0.0
     wanted: Literal["training", "held"] = "training"
 
@@ -132,16 +151,27 @@ class CellCorpus:
                     f"{self.where}: the model knows none of the {len(cells.var):,} genes",
                     hint="name the column of var with gene symbols or Ensembl ids",
                 )
+            labels, kinds = self.labels(cells)
+            measured = np.sort(match.genes).astype(np.int32) if self.zero_genes else None
             # <cls> is put in front, and the window chosen, when a cell is used
             reading = Reading(n_bins=self.n_bins, cls_id=0, cls_value=0.0, max_length=1 << 30)
             for start, end in _parts(len(cells), generator, skip):
                 for first, rows in _some(cells, start, end).chunks(CELLS):
-                    names = cells.names[start + first : start + first + rows.shape[0]]
-                    tokens = tokenise(rows, names, match, reading, Report())
-                    for name, ids, bins in zip(names, *tokens.split()):
+                    here = slice(start + first, start + first + rows.shape[0])
+                    tokens = tokenise(rows, cells.names[here], match, reading, Report())
+                    each = zip(cells.names[here], *tokens.split(), labels[here], kinds[here])
+                    for name, ids, bins, label, kind in each:
                         wanted = held_out(str(name), self.held) == (self.wanted == "held")
-                        genes = Example(ids[1:].astype(np.int32), bins[1:].astype(np.uint8))
-                        yield genes if wanted and len(ids) > 1 else None
+                        genes, values = ids[1:].astype(np.int32), bins[1:].astype(np.uint8)
+                        one = Example(genes, values, int(label), int(kind), measured)
+                        yield one if wanted and len(ids) > 1 else None
+
+    def labels(self, cells: Cells) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The batch and the class of each cell; 0 where no column says them."""
+        told = (self.batch_column, self.batch_names), (self.class_column, self.class_names)
+        nothing = np.zeros(len(cells), dtype=np.int64)
+        labels, kinds = (nothing if column is None else cells.codes(column, names) for column, names in told)
+        return labels, kinds
 
 
 def held_out(text: str, share: float) -> bool:
@@ -167,10 +197,18 @@ def described(source: Any) -> Any:
     if isinstance(source, SequenceCorpus):
         return [described(source.source), source.coding, source.sequence_column, source.held, source.wanted]
     if isinstance(source, CellCorpus):
-        return [described(source.source), source.n_bins, source.gene_column, source.held, source.wanted]
+        return [described(source.source), *_reading_of(source)]
     found = hashlib.sha256()
     _digest_into(found, source)
     return [type(source).__name__, found.hexdigest()[:16]]
+
+
+def _reading_of(corpus: CellCorpus) -> list[Any]:
+    """How a corpus of cells is read, and with which labels."""
+    told = [corpus.batch_column, corpus.class_column]
+    with open_cells(corpus.source) as cells:
+        labels = described(corpus.labels(cells)) if any(told) else None
+    return [corpus.n_bins, corpus.gene_column, corpus.held, corpus.wanted, corpus.zero_genes, *told, labels]
 
 
 def _digest_into(found: Any, source: Any) -> None:

@@ -20,8 +20,9 @@ from ribozyme.engine.family import formats_of
 from ribozyme.engine.load import load
 from ribozyme.errors import InputError, InputWarning
 from ribozyme.nn.linear import set_matmul_dtype
+from ribozyme.train.cell_labels import equip
 from ribozyme.train.components import Components
-from ribozyme.train.corpus import CellCorpus, SequenceCorpus, described, held_examples
+from ribozyme.train.corpus import CellCorpus, Columns, SequenceCorpus, described, held_examples
 from ribozyme.train.feed import Corpus, Feed, InMemory
 from ribozyme.train.history import History, State
 from ribozyme.train.kmer_components import KmerComponents
@@ -37,6 +38,7 @@ __all__ = ["Recipe", "objective_of", "parts", "pretrain"]
 
 BETAS = (0.9, 0.98)  # of AdamW: shorter memory than by default, as usual where gradients change fast
 MOST_HELD = 512
+NO_COLUMNS = Columns()
 
 
 def pretrain(
@@ -53,6 +55,8 @@ def pretrain(
     log_every: int = 50,
     sequence_column: str | None = None,
     gene_column: str | None = None,
+    batch_column: str | None = None,
+    class_column: str | None = None,
     device: str = "auto",
     watch: Callable[[State], None] | None = None,
 ) -> History:
@@ -70,8 +74,11 @@ def pretrain(
     components : what the embedding is to tell beside: of masked `values` `Components`, in the place of each
         gene's bin; of letters `KmerComponents`
     batch_tokens : tokens that go through the network at once; bounds the memory, not the result (but of
-        `contrast`, which compares the inputs that go through at once)
+        what compares the inputs that go through at once: `contrast`, `similarity`, `dsbn`)
     save_every, log_every : steps between checkpoints, and between lines of the log
+    gene_column : of `var`, as of `embed`; batch_column, class_column : of `obs`, with what the parts
+        `batches` and `classes`, `dsbn`, and decoders that are told the batch need. A network gets the parts
+        that it lacks, with starting weights, and knows the labels by name.
     watch : called after each line of the log
 
     Raises
@@ -83,14 +90,14 @@ def pretrain(
     """
     recipe = recipe or Recipe()
     loaded = load(model, device=process_device(device), dtype="float32") if _is_name(model) else model
+    objective = objective_of(loaded, recipe, components)
+    columns = Columns(sequence_column, gene_column, batch_column, class_column)
+    equip(loaded, recipe, corpus, columns)
     if scratch:
         loaded = loaded.untrained(recipe.seed)
     set_matmul_dtype(loaded.module, torch.float32)
     formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
-    objective = objective_of(loaded, recipe, components)
-    source, held = parts(
-        loaded, corpus, recipe, validation, sequence_column=sequence_column, gene_column=gene_column
-    )
+    source, held = parts(loaded, corpus, recipe, validation, columns)
     recipe = replace(recipe, warmup=_warmup(recipe, Path(folder)))
     budget = batch_tokens or default_batch_tokens(loaded.device)
     loop = _loop(recipe, budget, save_every=save_every, log_every=log_every)
@@ -107,8 +114,8 @@ def pretrain(
         "corpus": described(source),
         "validation": None if validation is None else described(held),
         "components": described(components),
-        "columns": [sequence_column, gene_column],
-        "batch_tokens": budget if recipe.contrast else None,
+        "columns": asdict(columns),
+        "batch_tokens": budget if _compares(objective, loaded.config) else None,
         **asdict(recipe),
     }
     run = Run(
@@ -123,6 +130,11 @@ def _warmup(recipe: Recipe, folder: Path) -> int:
         return recipe.warmup
     known = (read_settings(folder) or {}).get("warmup") if has_begun(folder) else None
     return round(0.02 * recipe.steps) if known is None else int(known)
+
+
+def _compares(objective: Any, config: Any) -> bool:
+    """Whether the result depends on which inputs go through the network at once."""
+    return getattr(objective, "compares", False) or getattr(config, "domains", 0) > 0
 
 
 def _loop(recipe: Recipe, batch_tokens: int, *, save_every: int, log_every: int) -> Loop:
@@ -157,17 +169,15 @@ def parts(
     corpus: Any,
     recipe: Recipe,
     validation: Any = None,
-    *,
-    sequence_column: str | None = None,
-    gene_column: str | None = None,
+    columns: Columns = NO_COLUMNS,
     most: int = MOST_HELD,
 ) -> tuple[Corpus, list[Example]]:
     """What `pretrain` with the same arguments trains on, and the first `most` examples that it holds out."""
     if validation is not None:
         recipe = replace(recipe, held=0.0)
-    source = _corpus(model, corpus, recipe, sequence_column, gene_column)
+    source = _corpus(model, corpus, recipe, columns)
     if validation is not None:
-        other = _corpus(model, validation, recipe, sequence_column, gene_column)
+        other = _corpus(model, validation, recipe, columns)
         if isinstance(other, InMemory):
             return source, list(other.examples)
         return source, held_examples(replace(other, held=1.0), most)
@@ -188,7 +198,7 @@ def _is_name(model: Any) -> bool:
 
 
 def _corpus(
-    model: Any, source: Any, recipe: Recipe, sequence_column: str | None, gene_column: str | None
+    model: Any, source: Any, recipe: Recipe, columns: Columns
 ) -> SequenceCorpus | CellCorpus | InMemory:
     """Whatever the user gave as a corpus; one of ours, or a list of examples, as it is."""
     if isinstance(source, SequenceCorpus | CellCorpus | InMemory):
@@ -202,7 +212,12 @@ def _corpus(
             source=source,
             lookup=model.lookup,
             n_bins=model.config.n_bins,
-            gene_column=gene_column,
+            gene_column=columns.gene,
+            batch_column=columns.batch,
+            batch_names=model.config.known_batches,
+            class_column=columns.kind,
+            class_names=model.config.known_classes,
+            zero_genes=model.config.zero_genes,
             held=recipe.held,
         )
     if not isinstance(source, str | Path) and not hasattr(source, "columns"):
@@ -210,7 +225,7 @@ def _corpus(
     return SequenceCorpus(
         source=source,
         tokenizer=model.tokenizer,
-        sequence_column=sequence_column,
+        sequence_column=columns.sequence,
         coding=recipe.coding,
         held=recipe.held,
     )

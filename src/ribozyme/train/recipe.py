@@ -11,6 +11,7 @@ from ribozyme.train.feed import BUFFER
 from ribozyme.train.kmer_components import KmerComponents
 from ribozyme.train.loop import Objective
 from ribozyme.train.objectives import Generative, Genes, Letters, MaskedLetters, MaskedValues, NextLetter
+from ribozyme.train.objectives.cells import GENERATED, OF_GENES
 
 OBJECTIVES = ("next", "masked", "values", "generative")
 UNMARKED = 0.4
@@ -25,6 +26,9 @@ class Recipe:
     longest : letters, or genes, of an input; of a longer one a random part
     objective : `next` letter, `masked` letters, masked `values`, `generative`; by default by the model
     contrast : of `masked`, the coefficient of telling two parts of a sequence from others
+    parts : of `values` and `generative`, parts of the loss with their coefficients, as of `MaskedValues` and
+        `Generative`; threshold : of its part `similarity`
+    dsbn : of cells, norm the input by the batch; zero_genes : read genes that a cell does not express, too
     share : of the letters, or bins, that are masked; by default 0.15, 0.4
     coding : `whole`, `mark`, `only`, as of `SequenceCorpus`
     learning_rate : the highest; weight_decay : of matrices, of AdamW; clip : longest gradient
@@ -42,6 +46,10 @@ class Recipe:
     longest: int | None = None
     objective: str | None = None
     contrast: float = 0.0
+    parts: dict[str, float] | None = None
+    threshold: float = 0.8
+    dsbn: bool = False
+    zero_genes: bool = False
     share: float | None = None
     coding: Coding = "whole"
     learning_rate: float = 1e-3
@@ -72,6 +80,13 @@ class Recipe:
         for name in ("contrast", "learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 0 or above")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold {self.threshold} is a cosine from 0 to 1")
+        if self.parts is not None and not self.parts:
+            raise ConfigError("there are no parts, so there is nothing to learn")
+        for part, value in (self.parts or {}).items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"part {part!r} has the coefficient {value}, which must be above 0")
 
 
 def objective_of(
@@ -89,7 +104,13 @@ def objective_of(
             f"these components are not for objective {name!r}",
             hint="Components of cells go with 'values', KmerComponents with 'next' and 'masked'",
         )
-    if recipe.share == 0 and components is None and not recipe.contrast:
+    of_letters = {"contrast": recipe.contrast, "coding": recipe.coding != "whole"}
+    if other := [
+        one for one, value in ({"parts": recipe.parts} if not cells else of_letters).items() if value
+    ]:
+        hint = "parts={'contrast': ...}" if other == ["contrast"] else ""
+        raise ConfigError(f"{other[0]} is not for models of {model.reads}", hint=hint)
+    if recipe.share == 0 and components is None and not recipe.contrast and not recipe.parts:
         raise ConfigError("share 0 masks nothing, so there is nothing to learn")
     if cells:
         return _of_cells(model, recipe, name, components)
@@ -141,8 +162,11 @@ def _of_cells(model: Any, recipe: Recipe, name: str, components: Any) -> Objecti
     if name == "generative":
         if not config.flag:
             raise ConfigError("this network has no flag for genes to generate", hint="use objective='values'")
-        return Generative(reading, config.n_bins)
+        parts = recipe.parts or dict.fromkeys(GENERATED, 1.0)
+        return Generative(reading, config.n_bins, parts=parts)
     share = 0.4 if recipe.share is None else recipe.share
     of_cell = "components" if components is not None else "mvc" if config.mvc else None
-    told = {"expression": 1.0} | ({of_cell: 1.0} if of_cell else {})
-    return MaskedValues(reading, config.mask_value, config.n_bins, share, told, components=components)
+    parts = recipe.parts or {"expression": 1.0} | ({of_cell: 1.0} if of_cell else {})
+    if not share and (hidden := OF_GENES.keys() & parts.keys()):
+        raise ConfigError(f"share 0 masks nothing, so part {min(hidden)!r} has nothing to learn")
+    return MaskedValues(reading, config.mask_value, config.n_bins, share, parts, recipe.threshold, components)

@@ -36,6 +36,8 @@ class Config:
     n_cls : classes of the cell classifier (0: it has none), of `n_cls_layers` layers
     adversary : classes of the batch discriminator behind reversed gradients (0: it has none)
     cell_style : how the heads see a cell: its `<cls>` row, the mean row, or the sum weighted by the values
+    zero_genes : a cell is read with the genes that it does not express, too, at the value 0
+    batch_names, class_names : what the batch labels and the classes are called, or nothing
     """
 
     vocab_size: int = 60_697
@@ -66,6 +68,9 @@ class Config:
     n_cls_layers: int = 3
     adversary: int = 0
     cell_style: CellStyle = "cls"
+    zero_genes: bool = False
+    batch_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "dim", "heads", "ffn_dim", "n_cls_layers"):
@@ -87,6 +92,7 @@ class Config:
             "explicit_zero",
             "mvc",
             "mvc_joint",
+            "zero_genes",
         ):
             self._one_of(name, (False, True))
         for name in ("dropout", "mask_value", "pad_value"):
@@ -95,12 +101,25 @@ class Config:
             raise ConfigError(f"dropout {self.dropout} is not from 0 to below 1")
         if self.dim % self.heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        self._names("batch_names", self.batches, self.domains, self.adversary)
+        self._names("class_names", self.n_cls)
         self._agrees()
 
     @property
     def labelled(self) -> bool:
         """Whether the decoders get a row of labels beside the encoder's row."""
         return bool(self.batches or self.modalities)
+
+    @property
+    def known_batches(self) -> tuple[str, ...]:
+        """What its batch labels are called; where nobody said, they are numbers from 0 on."""
+        count = max(self.batches, self.domains, self.adversary)
+        return self.batch_names or tuple(map(str, range(count)))
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """What its classes are called, in the same way."""
+        return self.class_names or tuple(map(str, range(self.n_cls)))
 
     def _agrees(self) -> None:
         if self.batch_norm and self.domains:
@@ -132,6 +151,16 @@ class Config:
         value, most = getattr(self, name), MOST.get(name, MOST_OF_ANY)
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{name} {value!r} is not a whole number from {least} to {most:,}")
+
+    def _names(self, name: str, *counts: int) -> None:
+        """A tuple of names, as many as each part that there is has labels."""
+        value = getattr(self, name)
+        names = tuple(value) if isinstance(value, list | tuple) else (None,)
+        if not all(isinstance(one, str) for one in names) or len(set(names)) != len(names):
+            raise ConfigError(f"{name} {value!r} is not a list of different names")
+        if names and any(count not in (0, len(names)) for count in counts):
+            raise ConfigError(f"there are {len(names)} {name} for {max(counts)} labels")
+        object.__setattr__(self, name, names)  # of a settings file it is a list
 
     def _number(self, name: str) -> None:
         value = getattr(self, name)

@@ -101,6 +101,7 @@ ARGS = {
     "mvc_decoder_style": "mvc_style",
     "decoder_activation": "decoder_activation",
     "decoder_adaptive_bias": "adaptive_bias",
+    "include_zero_gene": "zero_genes",
 }
 """Settings that leave no trace in the tensors: published name to ours. All others are left alone, among them
 `pad_token_id`, which is wrong in `tdc/scGPT`: special tokens are those of the vocabulary."""

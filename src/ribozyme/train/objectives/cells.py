@@ -1,6 +1,6 @@
 """Objectives of cells: masked values with parts of many kinds, genes from other genes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,9 +47,7 @@ class MaskedValues:
     components: Components | None = None
 
     def __post_init__(self) -> None:
-        if unknown := [part for part in self.parts if part not in {*OF_GENES, *OF_CELLS}]:
-            known = ", ".join([*OF_GENES, *OF_CELLS])
-            raise ConfigError(f"part {unknown[0]!r} does not exist", hint=f"any of {known}")
+        _check_parts(self.parts, (*OF_GENES, *OF_CELLS))
         if ("components" in self.parts) != (self.components is not None):
             raise ConfigError("part 'components' and components go together")
 
@@ -111,12 +109,16 @@ class Generative:
     training, the second pass may be left out in the beginning: train without `prompted` first.
 
     shares : of the genes to generate; each cell draws one of them
+    parts : any of these with their coefficients, by default all
     """
 
     reading: Genes
     bins: int
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
     parts: dict[str, float] = field(default_factory=lambda: {"generated": 1.0, "mvc": 1.0, "prompted": 1.0})
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts, GENERATED)
 
     def length(self, example: Example) -> int:
         """Tokens of a cell."""
@@ -151,15 +153,18 @@ class Generative:
         """Sums of the squared errors."""
         rows, values, inputs = batch.targets["rows"], batch.targets["values"], batch.inputs
         side, given = _side(network, batch), batch.targets["given"].tolist()
-        output = network(inputs, heads=("expression", "mvc"), given=given, **side)
-        sums = {
-            "generated": squared(output.expression.value[rows], values, self.bins),
-            "mvc": squared(output.mvc.value[rows], values, self.bins),
-        }
-        if "prompted" in self.parts:
-            again = network(inputs, heads=("expression",), given=given, cell=output.cell.detach(), **side)
-            sums["prompted"] = squared(again.expression.value[rows], values, self.bins)
-        return {part: sums[part] for part in self.parts}
+        heads = tuple(head for part, head in GENERATED.items() if part in self.parts and head)
+        output = network(inputs, heads=heads, given=given, **side)
+        sums: dict[str, Tensor] = {}
+        for part in self.parts:
+            head = GENERATED[part]
+            told = (
+                network(inputs, given=given, cell=output.cell.detach(), **side).expression
+                if head is None
+                else getattr(output, head)
+            )
+            sums[part] = squared(told.value[rows], values, self.bins)
+        return sums
 
 
 def expressed(probability: Tensor, bins: Tensor) -> Tensor:
@@ -193,6 +198,15 @@ OF_GENES: dict[str, Callable[[Any, Tensor, Tensor, int], Tensor]] = {
 
 OF_CELLS = {"classes", "batches", "similarity", "contrast", "components"}
 """Parts that are sums over cells."""
+
+
+GENERATED = {"generated": "expression", "mvc": "mvc", "prompted": None}
+"""Parts of `Generative`, each with the head of the first pass that it reads, or of none."""
+
+
+def _check_parts(parts: Mapping[str, float], known: Iterable[str]) -> None:
+    if unknown := [part for part in parts if part not in known]:
+        raise ConfigError(f"part {unknown[0]!r} does not exist", hint=f"any of {', '.join(known)}")
 
 
 def _labels(examples: Sequence[Example]) -> Tensor:

@@ -25,12 +25,14 @@ class Example:
     """One input without special tokens: letters, or genes with bins (`values`).
 
     label : of the batch that a cell is from; kind : its class
+    measured : ids in rising order, if genes that the cell does not express are to be read too, at 0
     """
 
     ids: Ids
-    values: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[Any] | None = None
     label: int = 0
     kind: int = 0
+    measured: Ids | None = None
 
 
 class Draws:
@@ -103,7 +105,10 @@ class Letters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genes:
-    """How a cell becomes tokens: `<cls>`, then a sample of at most `longest` genes with their bins."""
+    """How a cell becomes tokens: `<cls>`, then a sample of at most `longest` genes with their bins.
+
+    Genes are those that a cell expresses, or all that were `measured` where its example says so.
+    """
 
     cls_id: int
     cls_value: float
@@ -111,13 +116,15 @@ class Genes:
 
     def length(self, example: Example) -> int:
         """Tokens of a cell."""
-        return 1 + min(len(example.ids), self.longest)
+        genes = example.ids if example.measured is None else example.measured
+        return 1 + min(len(genes), self.longest)
 
     def read(self, examples: Sequence[Example], keys: Keys) -> Packed:
         """The cells as a batch."""
-        ids = np.concatenate([one.ids for one in examples]).astype(np.int64)
-        values = np.concatenate([one.values for one in examples if one.values is not None])
-        ends = np.concatenate([[0], np.cumsum([len(one.ids) for one in examples])])
+        cells = [_with_zeros(one) for one in examples]
+        ids = np.concatenate([genes for genes, _ in cells]).astype(np.int64)
+        values = np.concatenate([bins for _, bins in cells])
+        ends = np.concatenate([[0], np.cumsum([len(genes) for genes, _ in cells])])
         keep = in_window(ids, values, ends, keys, genes=self.longest)
         ends = np.concatenate([[0], np.cumsum(keep)])[ends]
         ids, values = ids[keep], values[keep]
@@ -126,3 +133,13 @@ class Genes:
             [np.concatenate([[self.cls_id], ids[s]]) for s in spans],
             [np.concatenate([[self.cls_value], values[s]]).astype(np.float32) for s in spans],
         )
+
+
+def _with_zeros(cell: Example) -> tuple[Ids, npt.NDArray[Any]]:
+    """The genes that are read, with their bins."""
+    assert cell.values is not None
+    if cell.measured is None:
+        return cell.ids, cell.values
+    bins = np.zeros(len(cell.measured), dtype=cell.values.dtype)
+    bins[np.searchsorted(cell.measured, cell.ids)] = cell.values
+    return cell.measured, bins
