@@ -112,3 +112,53 @@ def test_what_cannot_be_done_is_said_before_training(corpus, tmp_path):
     told = error(corpus, "-o", tmp_path / "run", *SETTINGS, "--objective", "values")
     assert isinstance(told, ConfigError)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not know:ribozyme.errors.InputWarning")
+def test_losses_of_cells_are_named_with_their_coefficients(tmp_path):
+    cells = rz.data.cells()[:40].copy()
+    cells.obs["donor"] = ["a", "b"] * 20
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    short = ["--model", "scgpt-mini", "--steps", "2", "--step-tokens", "3000", "--longest", "100"]
+    labelled = [
+        tmp_path / "cells.h5ad",
+        *short,
+        "--device",
+        "cpu",
+        "--batch-column",
+        "donor",
+        "--dsbn",
+        "--held",
+        "0.1",
+    ]
+    run = tmp_path / "run"
+    done = ran(*labelled, "-o", run, "--parts", "expression=1, mvc=0.5, batches=0.1,similarity=0.004")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["parts"]["mvc"] == 0.5
+    assert rz.load(run).config.batch_names == ("a", "b")
+    embed = [
+        sys.executable,
+        "-m",
+        "ribozyme.cli",
+        "embed",
+        tmp_path / "cells.h5ad",
+        "-o",
+        tmp_path / "rows.npz",
+        "--model",
+        run,
+    ]
+    bare = subprocess.run([str(one) for one in embed], capture_output=True, text=True)
+    assert bare.returncode == 1
+    assert "norms each cell by its batch" in bare.stderr
+    embed += ["--batch-column", "donor"]
+    assert subprocess.run([str(one) for one in embed]).returncode == 0
+    rows = np.load(tmp_path / "rows.npz")["embeddings"]
+    np.testing.assert_allclose(rows, rz.load(run).embed(cells, batch_column="donor"), atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", ["expression", "mvc=1,mvc=2", "mvc=much", "=1", "mvc=1,"])
+def test_parts_that_cannot_be_read_are_one_error(parts, corpus, tmp_path):
+    done = ran(corpus, "-o", tmp_path / "run", *SETTINGS, "--parts", parts)
+    assert done.returncode == 1
+    assert "is no part with a coefficient" in done.stderr
+    assert "Traceback" not in done.stderr
