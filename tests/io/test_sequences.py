@@ -166,6 +166,16 @@ def test_csv_quotes_windows_line_ends_and_missing_names(tmp_path):
     assert list(read_sequences(path)) == [Record("a, b", "ACGU"), Record("1", "ggcc")]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("block", [40, 41, 64, 2**20])
+def test_a_csv_is_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, block, end):
+    monkeypatch.setattr(sequences, "CSV_BLOCK", block)
+    rows = [(f"s{k}", "ACGU"[k % 4] * (1 + 7 * k % 30)) for k in range(50)]
+    text = end.join(["id,sequence", *(f'"{name}",{sequence}' for name, sequence in rows)])
+    assert list(read_sequences(put(tmp_path, "x.csv", text.encode()))) == rows
+    assert list(read_sequences(put(tmp_path, "y.csv", (text + end * 3).encode()))) == rows
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
     table = pd.DataFrame({"name": ["a"], "Sequences": ["ACGU"]})

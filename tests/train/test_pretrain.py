@@ -341,8 +341,12 @@ def test_a_validation_of_its_own_leaves_the_whole_corpus(make_model):
 
 
 def test_a_corpus_too_small_to_hold_any_out_is_said(make_model):
-    with pytest.warns(InputWarning, match="nothing of the sequences is held out"):
-        parts(make_model("rnafm"), PATTERNS, Recipe(held=0.001))
+    model = make_model("rnafm")
+    with pytest.warns(InputWarning, match=r"nothing of the sequences is held out \(it is small\)"):
+        parts(model, PATTERNS, Recipe(held=0.001))
+    own = SequenceCorpus(source=PATTERNS, tokenizer=model.tokenizer)
+    with pytest.warns(InputWarning, match=r"held out \(the corpus says so itself\)"):
+        parts(model, own, Recipe(held=0.5))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ribozyme.report import Rejected
 MAX_LETTERS = streams.LONGEST
 """Longest sequence that is read."""
 CSV_BLOCK = 16 * 2**20
-"""Longest row of a .csv or .tsv in bytes; pyarrow reads in blocks of this size."""
+"""Longest row of a .csv or .tsv in bytes, which are read in blocks of this size."""
 BATCH_ROWS = 256
 
 FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
@@ -131,7 +131,7 @@ def _checked(where: str, pairs: Pairs, row: str, skip: bool = False) -> Iterator
             hint="is this a file of sequences? Names may be UTF-8",
         ) from error
     except (dnaio.FileFormatError, pa.ArrowException) as error:
-        message = " ".join(str(error).split())
+        message = re.sub(r"Row #\d+: ", "", " ".join(str(error).split()))  # of a part of the file
         raise InputError(f"{where}: cannot be read after {row} {number:,}: {message}") from error
     if number == 0:
         raise InputError(f"{where}: there are no sequences in it")
@@ -351,7 +351,6 @@ def _from_stdin() -> Pairs:
 
 def _from_csv(path: Path, sequence_column: str | None, id_column: str | None) -> Pairs:
     delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
-    reading = pa.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False)
     parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=False)
     with _open(path) as stream:
         header = stream.peek(2**16).partition(b"\n")[0]
@@ -361,9 +360,37 @@ def _from_csv(path: Path, sequence_column: str | None, id_column: str | None) ->
         converting = pa.csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
         )
-        with pa.csv.open_csv(stream, reading, parsing, converting) as batches:
-            for batch in batches:
-                yield from _rows(batch, sequence, name)
+        titles = None  # the first block has them
+        for block in _lines(stream):
+            reading = pa.csv.ReadOptions(block_size=block.size, use_threads=False, column_names=titles)
+            table = pa.csv.read_csv(pa.BufferReader(block), reading, parsing, converting)
+            yield from _rows(table, sequence, name)
+            titles = names
+
+
+def _lines(stream: BinaryIO) -> Iterator[Any]:
+    """Whole lines, in Arrow buffers of at most `CSV_BLOCK` bytes.
+
+    Given a stream, Arrow reads it in threads of its own; one that is in Python when the program ends aborts it.
+    """
+    rest = b""
+    while chunk := stream.read(CSV_BLOCK - len(rest)):
+        chunk = rest + chunk
+        end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+        if not end and len(chunk) == CSV_BLOCK:
+            raise pa.ArrowInvalid(f"a row of more than {CSV_BLOCK:,} bytes")
+        if end:
+            yield _owned(chunk[:end])
+        rest = chunk[end:]
+    if rest:
+        yield _owned(rest)
+
+
+def _owned(content: bytes) -> Any:
+    """The same in memory of Arrow's."""
+    buffer = pa.allocate_buffer(len(content))
+    np.frombuffer(buffer, dtype=np.uint8)[:] = np.frombuffer(content, dtype=np.uint8)
+    return buffer
 
 
 def _header(path: Path, line: bytes, delimiter: str) -> list[str]:

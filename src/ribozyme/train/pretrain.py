@@ -183,7 +183,8 @@ def parts(
         return source, held_examples(replace(other, held=1.0), most)
     held = [] if isinstance(source, InMemory) or not source.held else held_examples(source, most)
     if recipe.held and not held:
-        what = "examples in memory are all trained on" if isinstance(source, InMemory) else "it is small"
+        what = "it is small" if getattr(source, "held", 0) else "the corpus says so itself"
+        what = "examples in memory are all trained on" if isinstance(source, InMemory) else what
         warnings.warn(
             f"nothing of {source.where} is held out ({what}), so the last weights are kept: give another "
             "share (held), or a validation",
