@@ -395,9 +395,8 @@ def _owned(content: bytes) -> Any:
 
 def _header(path: Path, line: bytes, delimiter: str) -> list[str]:
     try:
-        text = pa.csv.read_csv(
-            io.BytesIO(line + b"\n"), parse_options=pa.csv.ParseOptions(delimiter=delimiter)
-        )
+        parsing = pa.csv.ParseOptions(delimiter=delimiter)
+        text = pa.csv.read_csv(pa.BufferReader(_owned(line + b"\n")), parse_options=parsing)
     except pa.ArrowException as error:
         raise InputError(f"{path}: the first line is not a header of columns ({error})") from error
     return list(text.column_names)
