@@ -371,7 +371,7 @@ def _from_csv(path: Path, sequence_column: str | None, id_column: str | None) ->
 def _lines(stream: BinaryIO) -> Iterator[Any]:
     """Whole lines, in Arrow buffers of at most `CSV_BLOCK` bytes.
 
-    Given a stream, Arrow reads it in threads of its own; one that is in Python when the program ends aborts it.
+    A stream would be read in threads of Arrow; one that is in Python when the program ends aborts it.
     """
     rest = b""
     while chunk := stream.read(CSV_BLOCK - len(rest)):
