@@ -335,6 +335,17 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(adata, tmp_path
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [({"parts": {"mvc": 1.0}}, None), ({"parts": {"similarity": 1.0}}, 130), ({"dsbn": True}, 130)],
+)
+def test_what_is_compared_goes_through_at_once(adata, changes, tokens, tmp_path):
+    how = Recipe(steps=1, step_tokens=130, held=0.0, **changes)
+    column = "donor" if "dsbn" in changes else None
+    pretrain(cell_model(), adata, tmp_path, how, batch_column=column)
+    assert json.loads((tmp_path / "run.json").read_text())["batch_tokens"] == tokens
+
+
 def test_the_second_pass_can_be_left_out(adata, tmp_path):
     model = cell_model(flag=True)
     how = recipe(steps=2, objective="generative", parts={"generated": 1.0, "mvc": 0.5}, dsbn=False)

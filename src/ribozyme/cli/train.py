@@ -33,7 +33,8 @@ def pretrain(
     steps: Annotated[int, typer.Option(help="optimizer steps")] = 10_000,
     step_tokens: Annotated[int, typer.Option(help="tokens of a step, over all processes")] = 8_192,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="tokens at once; bounds the memory, not the result")
+        int | None,
+        typer.Option(help="tokens at once; bounds the memory, and what is compared"),
     ] = None,
     longest: Annotated[
         int | None, typer.Option(help="letters or genes of an input; of longer ones a random part")

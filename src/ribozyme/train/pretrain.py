@@ -73,8 +73,9 @@ def pretrain(
     validation : another corpus, of which at most 512 inputs are validated on, instead of a part of the first
     components : what the embedding is to tell beside: of masked `values` `Components`, in the place of each
         gene's bin; of letters `KmerComponents`
-    batch_tokens : tokens that go through the network at once; bounds the memory, not the result (but of
-        what compares the inputs that go through at once: `contrast`, `similarity`, `dsbn`)
+    batch_tokens : tokens that go through the network at once; bounds the memory, not the result, but where
+        inputs that go through at once are compared (`contrast`, `similarity`, `dsbn`): by default those of
+        a step
     save_every, log_every : steps between checkpoints, and between lines of the log
     gene_column : of `var`, as of `embed`; batch_column, class_column : of `obs`, with what the parts
         `batches` and `classes`, `dsbn`, and decoders that are told the batch need. A network gets the parts
@@ -99,7 +100,8 @@ def pretrain(
     formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
     source, held = parts(loaded, corpus, recipe, validation, columns)
     recipe = replace(recipe, warmup=_warmup(recipe, Path(folder)))
-    budget = batch_tokens or default_batch_tokens(loaded.device)
+    compares = _compares(objective, loaded.config)
+    budget = batch_tokens or (recipe.step_tokens if compares else default_batch_tokens(loaded.device))
     loop = _loop(recipe, budget, save_every=save_every, log_every=log_every)
     feed = _feed(recipe, source)
     groups = parameter_groups(loaded.module.named_parameters(), recipe.weight_decay)
@@ -115,7 +117,7 @@ def pretrain(
         "validation": None if validation is None else described(held),
         "components": described(components),
         "columns": asdict(columns),
-        "batch_tokens": budget if _compares(objective, loaded.config) else None,
+        "batch_tokens": budget if compares else None,
         **asdict(recipe),
     }
     run = Run(
