@@ -14,14 +14,15 @@ from scipy import sparse
 
 import ribozyme as rz
 from ribozyme.engine.cells import CellModel
-from ribozyme.errors import ConfigError, InputError
+from ribozyme.errors import ConfigError, InputError, InputWarning
 from ribozyme.models.scgpt.config import Config
 from ribozyme.models.scgpt.grow import grown
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
 from ribozyme.packing import Packed
-from ribozyme.train.cell_labels import equip
-from ribozyme.train.corpus import CellCorpus, Columns, described
+from ribozyme.train.batch import evaluate
+from ribozyme.train.cell_labels import equipped
+from ribozyme.train.corpus import CellCorpus, Columns, described, held_out
 from ribozyme.train.feed import InMemory
 from ribozyme.train.objectives import Example, Genes
 from ribozyme.train.pretrain import Recipe, objective_of, parts, pretrain
@@ -60,6 +61,10 @@ def adata():
         sparse.csr_matrix(counts), obs.set_index(np.array([f"c{k}" for k in range(24)])),
         pd.DataFrame(index=GENES),
     )  # fmt: skip
+
+
+def equip(model, how, adata, columns, held=0.0):
+    model.module = equipped(model, how.parts or {}, how, adata, columns, held)
 
 
 def batch(count=3):
@@ -122,10 +127,10 @@ def test_a_model_gets_what_the_parts_need_and_keeps_what_it_has(adata):
     assert config.class_names == ("B", "T")
     assert (config.batches, config.domains, config.adversary, config.n_cls) == (3, 3, 3, 2)
     assert config.explicit_zero
-    assert config.zero_genes
+    assert config.zero_genes == tuple(range(8))
     first = model.module
-    more = adata[:6].copy()
-    more.obs["donor"] = ["d2", "d3", "d3", "d1", "d0", "d10"]
+    more = adata[:10].copy()
+    more.obs["donor"] = ["d2", "d3", "d3", "d1", "d0", "d10", *["d1"] * 4]
     equip(model, Recipe(parts=ALL), more, LABELS)
     assert model.config.batch_names == ("d1", "d10", "d2", "d0", "d3")
     assert model.config.adversary == model.config.domains == 5
@@ -134,7 +139,7 @@ def test_a_model_gets_what_the_parts_need_and_keeps_what_it_has(adata):
 
 def test_labels_without_names_are_numbers(adata):
     model = cell_model(batches=2, n_cls=3)
-    adata.obs["donor"] = [k % 2 for k in range(24)]
+    adata.obs["donor"] = [float(k % 2) for k in range(24)]  # as after a missing one was left out
     equip(model, Recipe(parts={"batches": 1.0}), adata, Columns(batch="donor"))
     assert model.config.batch_names == ("0", "1")
     assert model.config.batches == model.config.adversary == 2
@@ -148,7 +153,8 @@ def test_labels_without_names_are_numbers(adata):
         ({"batch_names": ("a", "a"), "batches": 2}, "not a list of different names"),
         ({"class_names": "ab", "n_cls": 2}, "not a list of different names"),
         ({"class_names": (1, 2), "n_cls": 2}, "not a list of different names"),
-        ({"zero_genes": 1}, "zero_genes 1 does not exist"),
+        ({"zero_genes": 1}, "zero_genes 1 is not a list of genes"),
+        ({"zero_genes": [70_000]}, "not a list of genes of the vocabulary"),
     ],
 )
 def test_names_that_do_not_fit_are_errors(changes, message):
@@ -160,9 +166,9 @@ def test_names_that_do_not_fit_are_errors(changes, message):
 
 
 def corpus_of(source, model, **changes):
-    given = {"batch_column": "donor", "class_column": "type", "zero_genes": True} | changes
+    given = {"batch_column": "donor", "class_column": "type", "zero_genes": tuple(range(8))} | changes
     names = {"batch_names": ("d1", "d10", "d2"), "class_names": ("B", "T")}
-    return CellCorpus(source=source, lookup=model.lookup, n_bins=51, **names | given)
+    return CellCorpus(source=source, lookup=model.lookup, **{"n_bins": 51} | names | given)
 
 
 @pytest.mark.parametrize("kind", ["memory", "view", "h5ad", "backed", "zarr"])
@@ -213,7 +219,7 @@ def test_other_labels_are_another_corpus(adata):
     other = adata.copy()
     other.obs["type"] = other.obs["type"].to_numpy()[::-1]
     assert described(corpus_of(other, model)) != first
-    assert described(corpus_of(adata, model, zero_genes=False)) != first
+    assert described(corpus_of(adata, model, zero_genes=())) != first
 
 
 # ---------------------------------------------------------------------------------------- the training
@@ -225,7 +231,7 @@ def recipe(**changes):
 
 
 def test_every_loss_of_fine_tuning_is_learnt_in_one_call(adata, tmp_path):
-    model = cell_model(dropout=0.0)
+    model = cell_model(dropout=0.02)
     history = pretrain(
         model, adata, tmp_path, recipe(), batch_column="donor", class_column="type", log_every=50
     )
@@ -246,9 +252,10 @@ def test_every_loss_of_fine_tuning_is_learnt_in_one_call(adata, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.* cells? w:ribozyme.errors.InputWarning")
 def test_a_model_that_norms_by_batch_embeds_each_cell_by_its_own(adata, tmp_path):
-    model = cell_model(domains=3, batch_names=("d1", "d10", "d2"), zero_genes=True)
+    model = cell_model(domains=3, batch_names=("d1", "d10", "d2"), zero_genes=list(range(8)))
     for k, norm in enumerate(model.module.domains.norms):
         norm.running_mean.fill_(k / 2)
+        norm.num_batches_tracked.fill_(9)
     rows = model.embed(adata, batch_column="donor", batch_tokens=40)
     assert np.isnan(rows[-1]).all()
     for k in (0, 7, 22):
@@ -274,7 +281,7 @@ def test_a_model_that_norms_by_batch_embeds_each_cell_by_its_own(adata, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.* cells? w:ribozyme.errors.InputWarning")
 def test_genes_that_are_not_expressed_are_read_at_zero(adata):
-    plain, model = cell_model(), cell_model(zero_genes=True)
+    plain, model = cell_model(), cell_model(zero_genes=list(range(8)))
     [tokens] = model.tokens(adata)
     expressed = adata.X.toarray() > 0
     assert tokens.lengths.tolist() == [9] * 23 + [1]
@@ -293,7 +300,7 @@ def test_genes_that_are_not_expressed_are_read_at_zero(adata):
 
 
 def test_the_mean_row_of_a_gene_is_over_the_cells_that_express_it(adata):
-    model = cell_model(zero_genes=True)
+    model = cell_model(zero_genes=list(range(8)))
     two = adata[:2].copy()
     two.X = np.array([[1, 2, 3, 4, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 5]], np.float32)
     rows = model.embed(two, output="genes")
@@ -328,7 +335,9 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(adata, tmp_path
     go(tmp_path / "run")
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    with pytest.raises(ConfigError, match="holds a run with batch_tokens"):  # it decides what is compared
+    with pytest.raises(
+        ConfigError, match="holds a run with batch_tokens 100, not 90"
+    ):  # it decides what is compared
         pretrain(
             cell_model(), path, tmp_path / "run", recipe(steps=8, held=0.2, validate_every=4),
             batch_column="donor", class_column="type", save_every=3, batch_tokens=90,
@@ -368,7 +377,7 @@ def test_a_validation_has_labels_that_are_known(adata):
 @pytest.mark.parametrize(
     ("changes", "columns", "message"),
     [
-        ({"parts": {"batches": 1.0}}, {}, "part 'batches' needs the batch of each cell"),
+        ({"parts": {"batches": 1.0, "mvc": 1.0}}, {}, "part 'batches' needs the batch of each cell"),
         ({"dsbn": True}, {}, "dsbn needs the batch"),
         ({"parts": {"classes": 1.0}}, {}, "part 'classes' and a class_column"),
         ({}, {"class_column": "type"}, "part 'classes' and a class_column"),
@@ -378,6 +387,7 @@ def test_a_validation_has_labels_that_are_known(adata):
         ({"parts": {"expression": 1.0}, "share": 0.0}, {}, "share 0 masks nothing"),
         ({"contrast": 0.1}, {}, "contrast is not for models of cells"),
         ({"coding": "mark"}, {}, "coding is not for models of cells"),
+        ({"parts": {"batches": 1.0}}, {"batch_column": "donor"}, "alone only forgets"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_anything(adata, changes, columns, message, tmp_path):
@@ -389,19 +399,149 @@ def test_what_does_not_go_together_is_said_before_anything(adata, changes, colum
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"parts": {}}, {"parts": {"mvc": 0.0}}, {"parts": {"mvc": float("nan")}},
-                                     {"threshold": 2.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"parts": parts} for parts in ({}, ["mvc"], {"mvc": 0.0}, {"mvc": "1"}, {"mvc": float("nan")})),
+        {"threshold": 2.0},
+    ],
+)
 def test_a_recipe_of_nothing_is_an_error(changes):
     with pytest.raises(ConfigError):
         Recipe(**changes)
 
 
 def test_labels_that_tell_nothing_apart_are_an_error(adata, tmp_path):
-    how = Recipe(steps=1, held=0.0, parts={"batches": 1.0})
+    how = Recipe(steps=1, held=0.0, parts={"expression": 1.0, "batches": 1.0})
     with pytest.raises(InputError, match="all cells have the same label in 'one'"):
         pretrain(cell_model(), adata, tmp_path / "run", how, batch_column="one")
+    adata.obs["each"] = adata.obs_names
+    with pytest.raises(InputError, match="'each' has 24 labels for 24 cells"):
+        pretrain(cell_model(), adata, tmp_path / "run", how, batch_column="each")
+    adata.obs["each"] = ""
+    with pytest.raises(InputError, match="24 cells have nothing in 'each'"):
+        pretrain(cell_model(), adata, tmp_path / "run", how, batch_column="each")
+    with pytest.raises(InputError, match="there are no cells"):
+        pretrain(cell_model(), adata[:0].copy(), tmp_path / "run", how, batch_column="donor")
     with pytest.raises(InputError, match="no column 'plate'"):
         pretrain(cell_model(), adata, tmp_path / "run", how, batch_column="plate")
+
+
+def test_a_batch_that_is_only_held_out_is_an_error(adata):
+    held = [name for name in adata.obs_names if held_out(name, 0.3)]
+    assert 1 < len(held) < 12
+    adata.obs["donor"] = ["rare" if name in held else f"d{k % 2}" for k, name in enumerate(adata.obs_names)]
+    how = Recipe(parts={"mvc": 1.0, "batches": 1.0})
+    with pytest.raises(InputError, match=rf"of 'rare' in 'donor' all cells \({len(held)}\) are held out"):
+        equip(cell_model(), how, adata, Columns(batch="donor"), held=0.3)
+    model = cell_model()
+    equip(model, replace(how, dsbn=True), adata, Columns(batch="donor"))
+    with pytest.raises(InputError, match="saw no cell of batch 'd0' in its training"):
+        model.embed(adata, batch_column="donor")
+
+
+def test_labels_of_which_none_is_known_are_said(adata):
+    model = cell_model(batches=2)
+    with pytest.warns(
+        InputWarning, match=r"none of the labels in 'donor' is one that the model knows \(0, 1\)"
+    ):
+        equip(model, Recipe(), adata, Columns(batch="donor"))
+    assert model.config.batch_names == ("0", "1", "d1", "d10", "d2")
+
+
+def test_a_model_reads_the_genes_that_it_was_trained_with(adata, tmp_path):
+    model = cell_model(dropout=0.0)
+    few = adata[:-1, [5, 0, 3, 2]].copy()
+    pretrain(model, few, tmp_path, recipe(steps=2, parts=None, dsbn=False))
+    assert model.config.zero_genes == (0, 2, 3, 5)
+    with pytest.warns(InputWarning, match="4 genes beside those that the model was trained to read"):
+        whole = model.embed(adata[:-1].copy())
+    np.testing.assert_allclose(whole, model.embed(few), atol=1e-6)
+    with pytest.warns(InputWarning, match="1 gene that the model reads in every cell, but are not there"):
+        model.embed(few[:, 1:].copy())
+    with pytest.raises(InputError, match="there is none of the 4 genes that the model reads"):
+        model.embed(adata[:, [1, 4]].copy())
+    # a second stage reads them too
+    with pytest.warns(InputWarning, match="4 genes beside"):
+        equip(model, Recipe(), adata, Columns())
+    [one, *_] = CellCorpus(
+        source=adata, lookup=model.lookup, n_bins=51, zero_genes=model.config.zero_genes
+    ).read(np.random.default_rng(0))
+    assert one.measured.tolist() == [0, 2, 3, 5]
+    assert {*one.ids.tolist()} <= {0, 2, 3, 5}
+
+
+@pytest.mark.parametrize("layout", ["native", "scgpt"])
+def test_names_and_genes_are_kept_in_either_layout(adata, layout, tmp_path):
+    model = cell_model()
+    adata.obs["donor"] = [k % 12 for k in range(24)]  # which as text have another order
+    equip(model, Recipe(parts=ALL, zero_genes=True, dsbn=True), adata, LABELS)
+    model.save(tmp_path, layout=layout)
+    config = rz.load(tmp_path).config
+    assert config == model.config
+    assert config.batch_names[:3] == ("0", "1", "10")
+
+
+def test_a_call_that_trains_nothing_leaves_the_model_as_it_is(adata, tmp_path):
+    how = {"batch_column": "donor", "class_column": "type"}
+    pretrain(cell_model(), adata, tmp_path / "run", recipe(steps=1), **how)
+    model = cell_model()
+    module = model.module
+    with pytest.raises(ConfigError, match="holds a run with steps 1, not 2"):
+        pretrain(model, adata, tmp_path / "run", recipe(steps=2, schedule="linear"), **how)
+    adata.obs["other"] = adata.obs["type"]
+    with pytest.raises(ConfigError, match="holds a run with columns kind 'type', not 'other'"):
+        pretrain(model, adata, tmp_path / "run", recipe(steps=1), batch_column="donor", class_column="other")
+    bad = adata.copy()
+    bad.X[0, 0] = -1
+    with pytest.raises(InputError, match="value -1"):
+        pretrain(model, bad, tmp_path / "bad", recipe(steps=1), **how)
+    assert model.module is module
+    pretrain(model, adata, tmp_path / "other", recipe(steps=1), **how)
+    assert model.module is not module
+    assert model.config.domains == 3
+
+
+def test_what_was_frozen_stays_so():
+    before = network()
+    for parameter in before.layers.parameters():
+        parameter.requires_grad_(False)
+    after = grown(before, replace(before.config, batches=2))
+    assert not any(parameter.requires_grad for parameter in after.layers.parameters())
+    assert all(parameter.requires_grad for parameter in after.decoder.parameters())
+
+
+def test_a_validation_does_not_count_how_well_batches_are_told(adata):
+    model = cell_model()
+    how = recipe(parts={"expression": 1.0, "batches": 5.0}, dsbn=False)
+    equip(model, how, adata, Columns(batch="donor"))
+    _, held = parts(model, adata, how, adata[:9].copy(), Columns(batch="donor"))
+    objective = objective_of(model, how)
+    both = evaluate(model.module, objective, held, 10_000)
+    assert both == evaluate(model.module, replace(objective, parts={"expression": 1.0}), held, 10_000)
+
+
+def test_a_validation_is_of_all_of_a_file(adata, monkeypatch):
+    model = cell_model()
+    equip(model, Recipe(parts={"classes": 1.0}), adata, Columns(kind="type"))
+    by_type = adata[np.argsort(adata.obs["type"], kind="stable")].copy()
+    _, held = parts(model, adata, Recipe(), by_type, Columns(kind="type"), most=8)
+    assert {one.kind for one in held} == {0, 1}
+    with pytest.raises(InputError, match="there is nothing to validate on"):
+        parts(model, adata, Recipe(), adata[-1:].copy(), Columns(kind="type"))
+
+
+def test_heads_are_not_trained_on_models_that_norm_by_batch(adata):
+    with pytest.raises(ConfigError, match="which a head is not told"):
+        rz.Classifier(cell_model(domains=3)).fit(adata[:-1].copy(), "type")
+    # those that are told batches only in decoders are
+    rz.Classifier(cell_model(batches=3)).fit(adata[:-1].copy(), "type")
+
+
+def test_many_bins_are_kept_in_training(adata):
+    adata.X = sparse.csr_matrix(np.arange(24 * 8).reshape(24, 8) + 1.0)
+    one = next(corpus_of(adata, cell_model(), n_bins=300, zero_genes=()).read(np.random.default_rng(0)))
+    assert one.values.max() == 299
 
 
 def test_a_network_that_knows_batches_is_not_trained_without_them(adata, tmp_path):

@@ -21,7 +21,7 @@ from ribozyme.errors import ConfigError, InputError, InputWarning
 from ribozyme.models.scgpt.config import Config as CellConfig
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
-from ribozyme.train.corpus import SequenceCorpus, described
+from ribozyme.train.corpus import CellCorpus, SequenceCorpus, described
 from ribozyme.train.feed import InMemory
 from ribozyme.train.kmer_components import kmer_components
 from ribozyme.train.loop import Training
@@ -293,8 +293,13 @@ def test_a_run_goes_on_with_the_same_corpus_only(make_model, tmp_path):
     with pytest.raises(ConfigError, match="holds a run with corpus"):
         pretrain(make_model("rnafm"), OTHERS, tmp_path / "lists", how)
     pretrain(make_model("rnafm"), PATTERNS, tmp_path / "fresh", how, scratch=True)
-    with pytest.raises(ConfigError, match="holds a run with first weights"):
+    with pytest.raises(ConfigError, match=r"holds a run with seed 0, not 3 \(and 1 more settings differ\)"):
         pretrain(make_model("rnafm"), PATTERNS, tmp_path / "fresh", replace(how, seed=3), scratch=True)
+    make_model("rnafm").save(tmp_path / "model")
+    pretrain(tmp_path / "model", PATTERNS, tmp_path / "named", how)
+    make_model("rnafm").untrained(seed=5).save(tmp_path / "model")
+    with pytest.raises(ConfigError, match="holds a run with first weights"):
+        pretrain(tmp_path / "model", PATTERNS, tmp_path / "named", how)
 
 
 def test_components_are_settings_of_a_run(make_model, tmp_path):
@@ -312,15 +317,12 @@ def test_components_are_settings_of_a_run(make_model, tmp_path):
     pretrain(make_model("rnafm"), PATTERNS, tmp_path, recipe(steps=2), components=found[0])
 
 
-def test_digests_tell_corpora_apart(adata, tmp_path):
-    cells = adata.copy()
-    cells.X[0, 0] += 1
+def test_digests_tell_corpora_apart(tmp_path):
     frame = pd.DataFrame({"sequence": PATTERNS})
     corpus = SequenceCorpus(source=PATTERNS, tokenizer=None)
     kinds = [
         (PATTERNS, OTHERS),
         (frame, pd.DataFrame({"sequence": OTHERS})),
-        (adata, cells),
         ([Example(np.arange(3))], [Example(np.arange(4))]),
         (InMemory([Example(np.arange(3))]), InMemory([Example(np.arange(4))])),
         (fasta(tmp_path / "a.fa", PATTERNS), fasta(tmp_path / "b.fa", OTHERS)),
@@ -331,6 +333,27 @@ def test_digests_tell_corpora_apart(adata, tmp_path):
     for one, other in kinds:
         assert described(one) == described(one)
         assert described(one) != described(other)
+
+
+@pytest.mark.parametrize("kind", ["memory", "backed", "mudata"])
+def test_digests_tell_cells_apart_wherever_they_are(scgpt, adata, tmp_path, kind):
+    import anndata as ad
+    import mudata
+
+    other, renamed = adata.copy(), adata.copy()
+    other.X[0, 0] += 1
+    renamed.var_names = [*adata.var_names[:-1], "NAT3"]
+    found = []
+    for k, cells in enumerate((adata, other, renamed, adata.copy())):
+        if kind == "backed":
+            cells.write_h5ad(tmp_path / f"{k}.h5ad")
+            cells = ad.read_h5ad(tmp_path / f"{k}.h5ad", backed="r")
+        elif kind == "mudata":
+            with mudata.set_options(pull_on_update=False):
+                cells = mudata.MuData({"rna": cells})
+        found.append(described(CellCorpus(source=cells, lookup=scgpt.lookup, n_bins=51)))
+    assert found[0] == found[3]
+    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_a_validation_of_its_own_leaves_the_whole_corpus(make_model):

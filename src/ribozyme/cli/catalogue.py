@@ -72,6 +72,8 @@ def _describe_weights(table: Table, name: str) -> None:
     count = sum(p.numel() for p in loaded.module.parameters())
     table.add_row("parameters", f"{count:,}")
     for key, value in asdict(loaded.config).items():
+        if key.endswith("_names") and value:
+            table.add_row(key.replace("_", " "), ", ".join(value))
         if not isinstance(value, (tuple, list, dict)):
             table.add_row(key, str(value))
 

@@ -1,6 +1,6 @@
 """From cells to the parts of a job: genes matched, rows tokenised chunk by chunk, chunks cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -83,8 +83,12 @@ class Matched:
         return tokens if self.labels is None else replace(tokens, labels=self.labels[places])
 
 
-def match_cells(source: Cells, lookup: GeneLookup, column: str | None, report: Report) -> Matched:
+def match_cells(
+    source: Cells, lookup: GeneLookup, column: str | None, report: Report, only: Sequence[int] = ()
+) -> Matched:
     """The genes of a source found in the vocabulary.
+
+    only : ids of the genes that the model reads in every cell, if it reads no others
 
     Raises
     ------
@@ -100,7 +104,22 @@ def match_cells(source: Cells, lookup: GeneLookup, column: str | None, report: R
         )
     kind = "genes that the model does not know, left out"
     report.add(kind, f"{source.where}: {', '.join(unknown)}", match.counts.get("unmatched", 0))
-    return Matched(source, match)
+    return Matched(source, _chosen(match, only, source.where, report) if only else match)
+
+
+def _chosen(match: GeneMatch, only: Sequence[int], where: str, report: Report) -> GeneMatch:
+    """The genes that the model reads; those that are not there, and others that are, are counted."""
+    chosen = match.only(only)
+    if not len(chosen.genes):
+        raise InputError(
+            f"{where}: there is none of the {len(only):,} genes that the model reads",
+            hint="it was trained on chosen genes (zero_genes), which its cells must have",
+        )
+    missing = len(only) - len(chosen.genes)
+    report.add("genes that the model reads in every cell, but are not there", where, missing)
+    if others := len(match.genes) - len(chosen.genes):
+        report.note("genes beside those that the model was trained to read, left out", where, others)
+    return chosen
 
 
 def _cut(

@@ -34,7 +34,7 @@ from ribozyme.engine.parts import (
     one_by_one,
     prefetch,
 )
-from ribozyme.errors import ConfigError
+from ribozyme.errors import ConfigError, InputError
 from ribozyme.io.cells import Cells, open_cells
 from ribozyme.io.matrices import choose_modality
 from ribozyme.pp.binning import Ties
@@ -238,7 +238,8 @@ class CellModel:
         """Cells as the network reads them, a chunk at a time; parameters as in `embed`."""
         reading, report = self._reading(max_length, select, ties, seed), Report(strict)
         with open_cells(cells, modality=modality) as source:
-            yield from match_cells(source, self.lookup, gene_column, report).chunks(reading, report)
+            matched = match_cells(source, self.lookup, gene_column, report, self.config.zero_genes)
+            yield from matched.chunks(reading, report)
         report.finish()
 
     def count(self, cells: Any, how: Settings) -> int:
@@ -249,7 +250,7 @@ class CellModel:
     def describe(self, cells: Any, how: Settings, empty: int) -> dict[str, Any]:
         """How embeddings of these cells were made, as `embed` writes it into `uns`; `empty` have none."""
         with open_cells(cells, modality=how.modality) as source:
-            matched = match_cells(source, self.lookup, how.gene_column, Report())
+            matched = self._matched(source, how, Report())
             return self._params(matched.match, how, empty)
 
     def untrained(self, seed: int = 0) -> "CellModel":
@@ -263,10 +264,18 @@ class CellModel:
         formats_of(self.module).save(self.module, self.vocabulary, Path(folder), layout=layout)
 
     def _matched(self, source: Cells, how: Settings, report: Report) -> Matched:
-        matched = match_cells(source, self.lookup, how.gene_column, report)
+        matched = match_cells(source, self.lookup, how.gene_column, report, self.config.zero_genes)
         if how.batch_column is None:
             return matched
-        return replace(matched, labels=source.codes(how.batch_column, self.config.known_batches))
+        labels = source.codes(how.batch_column, self.config.known_batches)
+        if untrained := {*self.module.untrained_domains()} & {*labels.tolist()}:
+            names = [self.config.known_batches[k] for k in sorted(untrained)]
+            raise InputError(
+                f"{source.where}: the model saw no cell of batch {names[0]!r} in its training, so it cannot "
+                "norm those here",
+                hint="leave them out, or train it on some",
+            )
+        return replace(matched, labels=labels)
 
     def _check_batches(self, column: str | None) -> None:
         if self.config.domains and column is None:
@@ -288,7 +297,7 @@ class CellModel:
             select=select,
             ties=ties,
             seed=seed,
-            zero_genes=self.config.zero_genes,
+            zero_genes=bool(self.config.zero_genes),
         )
 
     def _params(self, match: GeneMatch, how: Settings, empty: int) -> dict[str, Any]:

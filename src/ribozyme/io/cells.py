@@ -55,15 +55,18 @@ class Cells:
             yield first, _checked_csr(part, len(self.var), self.where)
 
     def labels(self, column: str) -> list[str]:
-        """The label of each cell in a column of `obs`, as text; a missing one is an `InputError`."""
+        """The label of each cell in a column of `obs`, as text; a missing one is an `InputError`.
+
+        Whole numbers are the same label whatever their type: a column that lost some values has floats.
+        """
         values = self.obs(column)
-        if (missing := pd.isna(values)).any():
+        if (missing := pd.isna(values) | (values == "")).any():
             raise InputError(
                 f"{self.where}: {int(missing.sum()):,} cells have nothing in {column!r}, the first is "
                 f"{str(self.names[np.argmax(missing)])!r}",
                 hint="label them, or leave them out",
             )
-        return [str(value) for value in values]
+        return [_label(value) for value in values]
 
     def codes(self, column: str, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """(cells,) the place of each cell's label among `names`; another label is an `InputError`."""
@@ -76,6 +79,11 @@ class Cells:
                 hint=f"it knows {', '.join(names[:20])}",
             )
         return np.array([place[label] for label in labels], dtype=np.int64)
+
+
+def _label(value: Any) -> str:
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value) if whole else value)
 
 
 @contextmanager
@@ -175,7 +183,7 @@ def _of_object(source: Any, modality: str | None, where: str | None = None) -> C
         )
     where = where or "adata"
     names = np.asarray(source.obs_names, dtype=object)
-    obs = _column_of(lambda: source.obs, where)
+    obs = _column_of(lambda name: source.obs, where)
     if source.isbacked and source.is_view:
         return Cells(names, source.var, where, _rows_of(_backed_view(source, where), where), obs)
     if source.is_view:
@@ -211,15 +219,20 @@ def _of_group(root: Any, path: Path) -> Cells:
             f"{path}: X is {X.shape}, but there are {len(names):,} names and {len(table):,} genes"
         )
     where, names = str(path), np.asarray(names, dtype=object)
-    return Cells(names, table, where, _rows_of(X, where), _column_of(lambda: read_elem(obs), where))
+
+    def read(name: str) -> Any:
+        alone = name != index and name in obs and obs.attrs.get("encoding-type") == "dataframe"
+        return pd.DataFrame({name: read_elem(obs[name])}) if alone else read_elem(obs)
+
+    return Cells(names, table, where, _rows_of(X, where), _column_of(read, where))
 
 
-def _column_of(read: Callable[[], Any], where: str) -> Callable[[str], npt.NDArray[Any]]:
-    """The name of a column of a table, which is read when it is asked for, to its values."""
+def _column_of(read: Callable[[str], Any], where: str) -> Callable[[str], npt.NDArray[Any]]:
+    """The name of a column to its values; `read` gives a table with that column, if there is one."""
 
     def column(name: str) -> npt.NDArray[Any]:
         with _noted(where):
-            table = read()
+            table = read(name)
             if name not in table.columns:
                 known = ", ".join(map(repr, list(table.columns)[:20])) or "no columns"
                 raise InputError(f"{where}: obs has no column {name!r}; it has {known}")

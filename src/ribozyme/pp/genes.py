@@ -17,7 +17,7 @@ import lzma
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from typing import Any, Literal, NamedTuple
@@ -138,6 +138,10 @@ class GeneMatch:
     def genes(self) -> npt.NDArray[np.int64]:
         """Ids of the genes that have a column, each once, in the order of their first columns."""
         return self.ids[(self.ids >= 0) & ~self._later]
+
+    def only(self, genes: Sequence[int]) -> "GeneMatch":
+        """The same without columns of other genes than these."""
+        return replace(self, ids=np.where(np.isin(self.ids, genes), self.ids, -1))
 
     @property
     def duplicates(self) -> int:

@@ -34,8 +34,8 @@ class Reading:
     select : the genes that stay when there are more: a `sample`, or the `top` values
     ties : equal values share their middle bin (`mid`), or each draws one (`random`, as published)
     seed : of the sample and of random ties; the numbers depend on it and on the cell, on nothing else
-    zero_genes : genes of the source that a cell does not express are read too, in the bin 0; a cell that
-        expresses nothing stays empty
+    zero_genes : matched genes that a cell does not express are read too, in the bin 0; a cell that expresses
+        none stays empty
     """
 
     n_bins: int
@@ -98,7 +98,8 @@ def tokenise(
 ) -> Tokens:
     """Tokens of cells: matched genes in column order, expression in bins, no more than the window holds."""
     check_values(rows, names)
-    parts = [_part(block, match, reading) for block in _blocks(rows)]
+    each = len(match.genes) if reading.zero_genes else None
+    parts = [_part(block, match, reading) for block in _blocks(rows, each)]
     genes = np.concatenate([np.empty(0, np.int64), *(part.genes for part in parts)])
     long = genes > reading.max_length - 1
     if long.any():
@@ -121,11 +122,12 @@ class _Part(NamedTuple):
     values: Array
 
 
-def _blocks(rows: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
-    """Rows, not copied, in blocks of about `BLOCK` numbers."""
+def _blocks(rows: sparse.csr_matrix, each: int | None = None) -> Iterator[sparse.csr_matrix]:
+    """Rows, not copied, in blocks of about `BLOCK` numbers, of which a row has `each`, or those in it."""
     start, bounds = 0, rows.indptr
+    counts = bounds if each is None else np.arange(len(bounds)) * each
     while start < rows.shape[0]:
-        end = max(start + 1, int(np.searchsorted(bounds, bounds[start] + BLOCK, side="right")) - 1)
+        end = max(start + 1, int(np.searchsorted(counts, counts[start] + BLOCK, side="right")) - 1)
         part, shape = slice(bounds[start], bounds[end]), (end - start, rows.shape[1])
         arrays = rows.data[part], rows.indices[part], bounds[start : end + 1] - bounds[start]
         block = sparse.csr_matrix(arrays, shape=shape, copy=False)

@@ -38,7 +38,11 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What is learnt; one that has a true `compares` compares the inputs of a micro-batch.
+    """What is learnt.
+
+    It may have two attributes more: `compares`, true where the inputs of a micro-batch are compared with each
+    other, and `against`, parts that two sides of a network pull apart: how good one is says nothing of it, so
+    a validation leaves them out.
 
     parts : each part of the loss with its coefficient: the loss of a step is the sum over the parts of
         coefficient x (sum over the step) / (weight of the step)
@@ -85,7 +89,10 @@ def evaluate(
     workers: Workers | None = None,
     seed: int = 0,
 ) -> float:
-    """The loss of all `examples` as one step; the masks are a function of `seed`."""
+    """The loss of all `examples` as one step; the masks are a function of `seed`.
+
+    Without parts that the objective is `against`.
+    """
     device = next(network.parameters()).device
     workers = workers or Workers(device)
     keys = np.random.default_rng(seed).integers(2**64, size=len(examples), dtype=np.uint64)
@@ -99,9 +106,8 @@ def evaluate(
             sums[f"{part} loss"] += values[part].item()
             sums[f"{part} weight"] += batch.weights[part]
     sums = workers.total(sums)
-    return sum(
-        c * sums[f"{part} loss"] / (sums[f"{part} weight"] or 1.0) for part, c in objective.parts.items()
-    )
+    judged = {p: c for p, c in objective.parts.items() if p not in getattr(objective, "against", ())}
+    return sum(c * sums[f"{part} loss"] / (sums[f"{part} weight"] or 1.0) for part, c in judged.items())
 
 
 def combined(objective: Objective, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,47 +1,63 @@
 """What scGPT's losses of fine-tuning need: labels of the cells, and parts of the network that read them."""
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ribozyme.engine.cell_parts import match_cells
 from ribozyme.engine.cells import CellModel
-from ribozyme.errors import ConfigError, InputError
-from ribozyme.io.cells import open_cells
+from ribozyme.errors import ConfigError, InputError, InputWarning
+from ribozyme.io.cells import Cells, open_cells
 from ribozyme.models.scgpt.grow import grown
-from ribozyme.train.corpus import CellCorpus, Columns
+from ribozyme.report import Report
+from ribozyme.train.corpus import CellCorpus, Columns, held_out
 from ribozyme.train.feed import InMemory
 from ribozyme.train.recipe import Recipe
 
 
-def equip(model: Any, recipe: Recipe, corpus: Any, columns: Columns) -> None:
-    """Give a model of cells the parts that training needs, with starting weights; those it has stay.
+def equipped(
+    model: Any, parts: Mapping[str, float], recipe: Recipe, corpus: Any, columns: Columns, held: float
+) -> Any:
+    """The network of a model with what training needs beside, with starting weights; what it has stays.
 
     The part `batches` of the loss needs the discriminator behind reversed gradients (DAB), `classes` the
     classifier (CLS), `zero` and `mvc_zero` decoders of whether a gene is expressed. Labels in the columns of
     the corpus are learnt beside those that the model knows, and decoders are told the batch of each cell.
 
+    held : share of the cells that is not trained on
+
     Raises
     ------
     ConfigError : parts and columns that do not go together, or are not for this model.
-    InputError : there is no such column, or a cell has nothing in it.
+    InputError : there is no such column, or a cell has nothing in it, or a label that is not trained on.
     """
     asked = {
         "batch_column": columns.batch, "class_column": columns.kind,
         "dsbn": recipe.dsbn, "zero_genes": recipe.zero_genes,
     }  # fmt: skip
+    given = [name for name, value in asked.items() if value]
     if not isinstance(model, CellModel) or isinstance(corpus, CellCorpus | InMemory | list):
-        if given := [name for name, value in asked.items() if value]:
+        if given:
             raise ConfigError(f"{given[0]} is for cells, from a file or an AnnData, and models of cells")
-        return
-    config, parts = model.config, recipe.parts or {}
+        return model.module
+    config = model.config
     _check(config, parts, asked)
     names, count = config.batch_names, len(config.known_batches)
-    if columns.batch is not None:
-        names = _joined(config.known_batches, corpus, columns.batch)
-        count = len(names)
-    classes = config.class_names
-    if columns.kind is not None:
-        classes = _joined(config.known_classes, corpus, columns.kind)
+    classes, genes = config.class_names, config.zero_genes
+    with open_cells(corpus) as cells:
+        if columns.batch is not None:
+            names = _joined(config.known_batches, cells, columns.batch, held)
+            count = len(names)
+        if columns.kind is not None:
+            classes = _joined(config.known_classes, cells, columns.kind, held)
+        if recipe.zero_genes or genes:
+            report = Report()
+            match = match_cells(cells, model.lookup, columns.gene, report, genes).match
+            genes = genes or tuple(match.genes.tolist())
+            report.finish(stacklevel=4)
+    reads_rows = bool({"expression", "zero", "generated", "prompted"} & parts.keys())
     wanted = replace(
         config,
         batch_names=names,
@@ -50,16 +66,19 @@ def equip(model: Any, recipe: Recipe, corpus: Any, columns: Columns) -> None:
         domains=count if recipe.dsbn or config.domains else 0,
         adversary=count if "batches" in parts or config.adversary else 0,
         n_cls=len(classes) or config.n_cls,
+        decoder="plain" if config.decoder == "none" and reads_rows else config.decoder,
         explicit_zero=config.explicit_zero or bool({"zero", "mvc_zero"} & parts.keys()),
         mvc=config.mvc or bool({"mvc", "mvc_zero"} & parts.keys()),
-        zero_genes=config.zero_genes or recipe.zero_genes,
+        zero_genes=genes,
     )
-    if wanted != config:
-        model.module = grown(model.module, wanted, recipe.seed)
+    return model.module if wanted == config else grown(model.module, wanted, recipe.seed)
 
 
 def _check(config: Any, parts: Mapping[str, float], asked: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` unless everything goes together."""
+    if config.modalities or config.perturbation:
+        what = "modalities" if config.modalities else "perturbation"
+        raise ConfigError(f"a network with {what} is not trained on cells alone")
     needs = ["part 'batches'"] * ("batches" in parts) + ["dsbn"] * asked["dsbn"]
     needs += ["this network"] * bool(config.batches or config.domains)
     if needs and asked["batch_column"] is None:
@@ -73,11 +92,32 @@ def _check(config: Any, parts: Mapping[str, float], asked: Mapping[str, Any]) ->
         )
 
 
-def _joined(known: Sequence[str], corpus: Any, column: str) -> tuple[str, ...]:
+def _joined(known: Sequence[str], cells: Cells, column: str, held: float) -> tuple[str, ...]:
     """The labels that are known, then those of a column that are not, in order."""
-    with open_cells(corpus) as cells:
-        found = set(cells.labels(column))
-        where = cells.where
-    if len(found | set(known)) < 2:
-        raise InputError(f"{where}: all cells have the same label in {column!r}", hint="it takes two to tell")
-    return (*known, *sorted(found - set(known)))
+    if not len(cells):
+        raise InputError(f"{cells.where}: there are no cells")
+    labels = cells.labels(column)
+    found = Counter(labels)
+    if len(found.keys() | {*known}) < 2:
+        raise InputError(
+            f"{cells.where}: all cells have the same label in {column!r}", hint="it takes two to tell"
+        )
+    if 2 * len(found) > len(labels):
+        raise InputError(
+            f"{cells.where}: {column!r} has {len(found):,} labels for {len(labels):,} cells",
+            hint="name a column of batches or classes, which many cells share",
+        )
+    trained = {label for name, label in zip(cells.names, labels) if not held_out(str(name), held)}
+    if unseen := sorted(found.keys() - trained):
+        raise InputError(
+            f"{cells.where}: of {unseen[0]!r} in {column!r} all cells ({found[unseen[0]]:,}) are held out",
+            hint="leave them out, hold another share out (held), or give a validation",
+        )
+    if known and not found.keys() & {*known}:
+        warnings.warn(
+            f"{cells.where}: none of the labels in {column!r} is one that the model knows "
+            f"({', '.join(known[:10])}); they are learnt anew beside those",
+            InputWarning,
+            stacklevel=5,
+        )
+    return (*known, *sorted(found.keys() - {*known}))

@@ -122,7 +122,7 @@ class CellCorpus:
     held, wanted : as of `SequenceCorpus`; which cells is decided by their names
     batch_column, class_column : of `obs`, with the `label` and the `kind` of each cell, which are its places
         among `batch_names` and `class_names`
-    zero_genes : genes of the source that a cell does not express are read too
+    zero_genes : ids of the genes to read in every cell, and no others; by default those that it expresses
     """
 
     source: Any
@@ -133,7 +133,7 @@ class CellCorpus:
     batch_names: tuple[str, ...] = ()
     class_column: str | None = None
     class_names: tuple[str, ...] = ()
-    zero_genes: bool = False
+    zero_genes: tuple[int, ...] = ()
     held: float = 0.0
     wanted: Literal["training", "held"] = "training"
 
@@ -151,8 +151,9 @@ class CellCorpus:
                     f"{self.where}: the model knows none of the {len(cells.var):,} genes",
                     hint="name the column of var with gene symbols or Ensembl ids",
                 )
-            labels, kinds = self.labels(cells)
+            match = match.only(self.zero_genes) if self.zero_genes else match
             measured = np.sort(match.genes).astype(np.int32) if self.zero_genes else None
+            labels, kinds = self.labels(cells)
             # <cls> is put in front, and the window chosen, when a cell is used
             reading = Reading(n_bins=self.n_bins, cls_id=0, cls_value=0.0, max_length=1 << 30)
             for start, end in _parts(len(cells), generator, skip):
@@ -162,7 +163,10 @@ class CellCorpus:
                     each = zip(cells.names[here], *tokens.split(), labels[here], kinds[here])
                     for name, ids, bins, label, kind in each:
                         wanted = held_out(str(name), self.held) == (self.wanted == "held")
-                        genes, values = ids[1:].astype(np.int32), bins[1:].astype(np.uint8)
+                        genes, values = (
+                            ids[1:].astype(np.int32),
+                            bins[1:].astype(np.min_scalar_type(self.n_bins)),
+                        )
                         one = Example(genes, values, int(label), int(kind), measured)
                         yield one if wanted and len(ids) > 1 else None
 
@@ -197,18 +201,24 @@ def described(source: Any) -> Any:
     if isinstance(source, SequenceCorpus):
         return [described(source.source), source.coding, source.sequence_column, source.held, source.wanted]
     if isinstance(source, CellCorpus):
-        return [described(source.source), *_reading_of(source)]
+        where = source.source
+        return [described(where) if isinstance(where, str | Path) else source.where, *_reading_of(source)]
     found = hashlib.sha256()
     _digest_into(found, source)
     return [type(source).__name__, found.hexdigest()[:16]]
 
 
 def _reading_of(corpus: CellCorpus) -> list[Any]:
-    """How a corpus of cells is read, and with which labels."""
-    told = [corpus.batch_column, corpus.class_column]
+    """How a corpus of cells is read, and what is in one that is no file."""
     with open_cells(corpus.source) as cells:
-        labels = described(corpus.labels(cells)) if any(told) else None
-    return [corpus.n_bins, corpus.gene_column, corpus.held, corpus.wanted, corpus.zero_genes, *told, labels]
+        match = match_genes(cells.var, corpus.lookup, column=corpus.gene_column)
+        found = hashlib.sha256()
+        _digest_into(found, [match.ids, *corpus.labels(cells), corpus.zero_genes])
+        if not isinstance(corpus.source, str | Path):
+            _digest_into(found, list(cells.names))
+            for _, rows in cells.chunks():
+                _digest_into(found, rows)
+    return [corpus.n_bins, corpus.held, corpus.wanted, found.hexdigest()[:16]]
 
 
 def _digest_into(found: Any, source: Any) -> None:
@@ -217,8 +227,6 @@ def _digest_into(found: Any, source: Any) -> None:
         array = np.ascontiguousarray(source)
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
-    elif hasattr(source, "obs"):  # an AnnData
-        _digest_into(found, [list(source.var_names), list(source.obs_names), source.X])
     elif hasattr(source, "indptr"):
         _digest_into(found, [source.indptr, source.indices, source.data])
     elif hasattr(source, "iloc"):

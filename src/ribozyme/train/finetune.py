@@ -97,6 +97,11 @@ class FineTuned:
         if task not in TASKS:
             raise ConfigError(f"task {task!r} does not exist", hint=f"one of {', '.join(TASKS)}")
         self.model = _own_copy(model, device)
+        if getattr(self.model.config, "domains", 0):
+            raise ConfigError(
+                "this model norms each cell by its batch (DSBN), which a head is not told",
+                hint="train the head on its embeddings (embed with batch_column), or one without dsbn",
+            )
         self.task, self.head, self.hidden, self.dropout = task, head, hidden, dropout
         self.level, self.lora_rank, self.class_weight = level, lora_rank, class_weight
         self.standardise = standardise

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ribozyme.engine.cells import CellModel
@@ -20,7 +21,7 @@ from ribozyme.engine.family import formats_of
 from ribozyme.engine.load import load
 from ribozyme.errors import InputError, InputWarning
 from ribozyme.nn.linear import set_matmul_dtype
-from ribozyme.train.cell_labels import equip
+from ribozyme.train.cell_labels import equipped
 from ribozyme.train.components import Components
 from ribozyme.train.corpus import CellCorpus, Columns, SequenceCorpus, described, held_examples
 from ribozyme.train.feed import Corpus, Feed, InMemory
@@ -38,6 +39,8 @@ __all__ = ["Recipe", "objective_of", "parts", "pretrain"]
 
 BETAS = (0.9, 0.98)  # of AdamW: shorter memory than by default, as usual where gradients change fast
 MOST_HELD = 512
+SPREAD = 16
+"""A validation is a sample of so many times the inputs that are looked at."""
 NO_COLUMNS = Columns()
 
 
@@ -93,9 +96,10 @@ def pretrain(
     loaded = load(model, device=process_device(device), dtype="float32") if _is_name(model) else model
     objective = objective_of(loaded, recipe, components)
     columns = Columns(sequence_column, gene_column, batch_column, class_column)
-    equip(loaded, recipe, corpus, columns)
+    share = recipe.held if validation is None else 0.0
+    given, loaded = loaded, _equipped(loaded, objective.parts, recipe, corpus, columns, share)
     if scratch:
-        loaded = loaded.untrained(recipe.seed)
+        loaded = given = loaded.untrained(recipe.seed)
     set_matmul_dtype(loaded.module, torch.float32)
     formats_of(loaded.module)  # a writer that is broken is found before hours of work, not after
     source, held = parts(loaded, corpus, recipe, validation, columns)
@@ -123,7 +127,17 @@ def pretrain(
     run = Run(
         folder, settings, schedule=loop.schedule, writes=first_process(), also=lambda: loaded.save(folder)
     )
-    return loop.train(loaded.module, objective, feed, optimizer, held=held, run=run, watch=watch)
+    try:
+        return loop.train(loaded.module, objective, feed, optimizer, held=held, run=run, watch=watch)
+    finally:
+        if optimizer.state:  # it was trained
+            given.module, given.record = loaded.module, None
+
+
+def _equipped(model: Any, *how: Any) -> Any:
+    """The model itself, or one with what training needs beside, as `train.cell_labels`."""
+    module = equipped(model, *how)
+    return model if module is model.module else CellModel(module, model.vocabulary, model.device)
 
 
 def _warmup(recipe: Recipe, folder: Path) -> int:
@@ -182,7 +196,11 @@ def parts(
         other = _corpus(model, validation, recipe, columns)
         if isinstance(other, InMemory):
             return source, list(other.examples)
-        return source, held_examples(replace(other, held=1.0), most)
+        some = held_examples(replace(other, held=1.0), SPREAD * most)
+        if not some:
+            raise InputError(f"{other.where}: there is nothing to validate on")
+        chosen = np.random.default_rng(0).permutation(len(some))[:most]  # files are often sorted
+        return source, [some[k] for k in sorted(chosen.tolist())]
     held = [] if isinstance(source, InMemory) or not source.held else held_examples(source, most)
     if recipe.held and not held:
         what = "it is small" if getattr(source, "held", 0) else "the corpus says so itself"

@@ -82,11 +82,11 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 0 or above")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold {self.threshold} is a cosine from 0 to 1")
-        if self.parts is not None and not self.parts:
-            raise ConfigError("there are no parts, so there is nothing to learn")
+        if self.parts is not None and not (isinstance(self.parts, dict) and self.parts):
+            raise ConfigError(f"parts {self.parts!r} are a dict of coefficients", hint="{'expression': 1.0}")
         for part, value in (self.parts or {}).items():
-            if not 0 < value < math.inf:
-                raise ConfigError(f"part {part!r} has the coefficient {value}, which must be above 0")
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"part {part!r} has the coefficient {value!r}, no number above 0")
 
 
 def objective_of(
@@ -162,11 +162,15 @@ def _of_cells(model: Any, recipe: Recipe, name: str, components: Any) -> Objecti
     if name == "generative":
         if not config.flag:
             raise ConfigError("this network has no flag for genes to generate", hint="use objective='values'")
-        parts = recipe.parts or dict.fromkeys(GENERATED, 1.0)
+        parts = recipe.parts or {part: 1.0 for part in GENERATED if config.mvc or part != "mvc"}
         return Generative(reading, config.n_bins, parts=parts)
     share = 0.4 if recipe.share is None else recipe.share
     of_cell = "components" if components is not None else "mvc" if config.mvc else None
     parts = recipe.parts or {"expression": 1.0} | ({of_cell: 1.0} if of_cell else {})
+    if not parts.keys() - MaskedValues.against:
+        raise ConfigError("part 'batches' alone only forgets", hint="give others beside: expression, mvc")
+    if "contrast" in parts and not config.dropout:
+        raise ConfigError("part 'contrast' tells draws of dropout apart, which this network has none of")
     if not share and (hidden := OF_GENES.keys() & parts.keys()):
         raise ConfigError(f"share 0 masks nothing, so part {min(hidden)!r} has nothing to learn")
     return MaskedValues(reading, config.mask_value, config.n_bins, share, parts, recipe.threshold, components)

@@ -205,14 +205,14 @@ class Run:
 
     def _check(self, found: dict[str, Any], schedule: Schedule | None) -> None:
         """Raise `ConfigError` if the run in the folder cannot go on with our settings."""
-        wanted = self.settings
+        found, wanted = _flat(found), _flat(self.settings)
         differ = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
         if differ == ["steps"] and schedule is not None:
             path = self.folder / CHECKPOINT
             done = _read_checkpoint(path)[1].step if path.is_file() else 0
             schedule.check_goes_on(replace(schedule, steps=int(found["steps"])), done, str(self.folder))
         elif differ:
-            name = differ[0]
+            name = min(differ, key=_derived)  # first what was asked for, then what follows from it
             more = f" (and {len(differ) - 1} more settings differ)" if len(differ) > 1 else ""
             raise ConfigError(
                 f"{self.folder}: holds a run with {name} {found.get(name)!r}, not {wanted.get(name)!r}{more}",
@@ -233,6 +233,18 @@ class Run:
             writer.writerow(COLUMNS)
             writer.writerows(history.rows())
         self._board = _board(self.folder / BOARD, history.steps[-1] + 1 if history.steps else 0)
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings within settings by their joint names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{before}{name} ") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def _derived(name: str) -> bool:
+    return name.startswith(("network ", "first weights", "corpus"))
 
 
 def draw(history: History, path: Path) -> None:

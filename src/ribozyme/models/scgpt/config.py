@@ -36,7 +36,8 @@ class Config:
     n_cls : classes of the cell classifier (0: it has none), of `n_cls_layers` layers
     adversary : classes of the batch discriminator behind reversed gradients (0: it has none)
     cell_style : how the heads see a cell: its `<cls>` row, the mean row, or the sum weighted by the values
-    zero_genes : a cell is read with the genes that it does not express, too, at the value 0
+    zero_genes : ids of genes that are read in every cell, at the value 0 where it does not express them, and
+        no others; by default the genes that a cell expresses are read
     batch_names, class_names : what the batch labels and the classes are called, or nothing
     """
 
@@ -68,7 +69,7 @@ class Config:
     n_cls_layers: int = 3
     adversary: int = 0
     cell_style: CellStyle = "cls"
-    zero_genes: bool = False
+    zero_genes: tuple[int, ...] = ()
     batch_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
@@ -92,7 +93,6 @@ class Config:
             "explicit_zero",
             "mvc",
             "mvc_joint",
-            "zero_genes",
         ):
             self._one_of(name, (False, True))
         for name in ("dropout", "mask_value", "pad_value"):
@@ -101,6 +101,7 @@ class Config:
             raise ConfigError(f"dropout {self.dropout} is not from 0 to below 1")
         if self.dim % self.heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        self._genes()
         self._names("batch_names", self.batches, self.domains, self.adversary)
         self._names("class_names", self.n_cls)
         self._agrees()
@@ -151,6 +152,13 @@ class Config:
         value, most = getattr(self, name), MOST.get(name, MOST_OF_ANY)
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{name} {value!r} is not a whole number from {least} to {most:,}")
+
+    def _genes(self) -> None:
+        value = self.zero_genes
+        ids = value if isinstance(value, list | tuple) else [None]
+        if not all(type(one) is int and 0 <= one < self.vocab_size for one in ids):
+            raise ConfigError(f"zero_genes {str(value)[:80]} is not a list of genes of the vocabulary")
+        object.__setattr__(self, "zero_genes", tuple(sorted(set(ids))))  # of a settings file it is a list
 
     def _names(self, name: str, *counts: int) -> None:
         """A tuple of names, as many as each part that there is has labels."""

@@ -101,10 +101,13 @@ ARGS = {
     "mvc_decoder_style": "mvc_style",
     "decoder_activation": "decoder_activation",
     "decoder_adaptive_bias": "adaptive_bias",
-    "include_zero_gene": "zero_genes",
+    "zero_genes": "zero_genes",
+    "batch_names": "batch_names",
+    "class_names": "class_names",
 }
-"""Settings that leave no trace in the tensors: published name to ours. All others are left alone, among them
-`pad_token_id`, which is wrong in `tdc/scGPT`: special tokens are those of the vocabulary."""
+"""Settings that leave no trace in the tensors: published name to ours (the last three are ours in both). All
+others are left alone, among them `pad_token_id`, which is wrong in `tdc/scGPT`: special tokens are those of
+the vocabulary."""
 
 BORNE_OUT = {
     "embsize": "dim",

@@ -24,5 +24,7 @@ def grown(module: ScGPT, config: Config, seed: int = 0) -> ScGPT:
             tensor.zero_()
         tensor[tuple(slice(size) for size in known.shape)] = known.cpu()
     result.load_state_dict(state)
+    for name, parameter in module.named_parameters():
+        result.get_parameter(name).requires_grad_(parameter.requires_grad)
     result.source = module.source
     return result.to(next(module.parameters()).device).train(module.training)

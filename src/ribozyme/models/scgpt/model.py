@@ -296,6 +296,12 @@ class ScGPT(nn.Module):
         """
         return self.expression(self.encode(batch, labels=labels, cell=cell), batch, labels=labels)
 
+    def untrained_domains(self) -> list[int]:
+        """Batch labels of `domains` whose norm has seen no cell."""
+        if self.domains is None:
+            return []
+        return [k for k, norm in enumerate(self.domains.norms) if not norm.num_batches_tracked]
+
     def initialise(self, generator: torch.Generator) -> None:
         """Starting weights for training from scratch, drawn as the published code draws them."""
         for part in self.modules():

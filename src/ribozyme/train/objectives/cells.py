@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class MaskedValues:
     parts: dict[str, float] = field(default_factory=lambda: {"expression": 1.0, "mvc": 1.0})
     threshold: float = 0.8
     components: Components | None = None
+    against: ClassVar[frozenset[str]] = frozenset({"batches"})
 
     def __post_init__(self) -> None:
         _check_parts(self.parts, (*OF_GENES, *OF_CELLS))
@@ -196,7 +197,7 @@ OF_GENES: dict[str, Callable[[Any, Tensor, Tensor, int], Tensor]] = {
 }
 """Parts that are sums over hidden bins."""
 
-OF_CELLS = {"classes", "batches", "similarity", "contrast", "components"}
+OF_CELLS = ("classes", "batches", "similarity", "contrast", "components")
 """Parts that are sums over cells."""
 
 
