@@ -236,6 +236,14 @@ def test_every_loss_of_fine_tuning_is_learnt_in_one_call(adata, tmp_path):
         model, adata, tmp_path, recipe(), batch_column="donor", class_column="type", log_every=50
     )
     assert history.loss[-1] < 0.7 * history.loss[0]
+    assert list(history.parts) == list(ALL)
+    sums = [sum(c * history.parts[part][k] for part, c in ALL.items()) for k in range(3)]
+    np.testing.assert_allclose(sums, history.loss, rtol=1e-6)
+    assert history.parts["classes"][-1] < 0.2 * history.parts["classes"][0]
+    header, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert header.split(",")[-8:] == list(ALL)
+    assert float(lines[-1].split(",")[-4]) == history.parts["classes"][-1]
+    assert json.loads((tmp_path / "curve.json").read_text())["batches"] == history.parts["batches"]
     again = rz.load(tmp_path, device="cpu", dtype="float32")
     assert again.config == model.config
     assert json.loads((tmp_path / "config.json").read_text())["class_names"] == ["B", "T"]

@@ -111,6 +111,6 @@ def evaluate(
 
 
 def combined(objective: Objective, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """What a micro-batch adds to the loss of its step."""
+    """(parts,) what a micro-batch adds to each part of the loss of its step."""
     parts = [c * sums[part].float() / (weights[part] or 1.0) for part, c in objective.parts.items()]
-    return torch.stack(parts).sum()
+    return torch.stack(parts)

@@ -1,6 +1,7 @@
 """What was seen while training, and where a training stands."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ class History:
     steps, epochs, tokens, seconds : done by then, since the beginning
     loss, rate, norm : mean training loss since the last time, learning rate, length of the last gradient
     validation_steps, validation_loss : of each validation
+    parts : of a loss of several parts the mean of each since the last time, without its coefficient
     """
 
     steps: list[int] = field(default_factory=list)
@@ -27,6 +29,12 @@ class History:
     norm: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What `rows` hold."""
+        return (*COLUMNS, *self.parts)
 
     @property
     def best(self) -> int | None:
@@ -51,18 +59,19 @@ class History:
         """As in `log.csv`, a row for each step that was looked at; None for what was not."""
         held = dict(zip(self.validation_steps, self.validation_loss))
         lists = (self.epochs, self.tokens, self.seconds, self.rate, self.norm, self.loss)
-        trained = dict(zip(self.steps, zip(*lists)))
-        nothing = (None,) * len(lists)
-        return [
-            (step, *trained.get(step, nothing), held.get(step))
-            for step in sorted(trained.keys() | held.keys())
-        ]
+        trained = dict(zip(self.steps, zip(*lists, *self.parts.values())))
+        nothing = (None,) * (len(lists) + len(self.parts))
+        rows = []
+        for step in sorted(trained.keys() | held.keys()):
+            values = trained.get(step, nothing)
+            rows.append((step, *values[: len(lists)], held.get(step), *values[len(lists) :]))
+        return rows
 
     def to_frame(self) -> Any:
         """The same as a DataFrame, which `rz.pl.training_curve` draws."""
         import pandas as pd
 
-        return pd.DataFrame(self.rows(), columns=list(COLUMNS), dtype=float)
+        return pd.DataFrame(self.rows(), columns=list(self.columns), dtype=float)
 
 
 @dataclass(slots=True)
@@ -71,6 +80,7 @@ class State:
 
     loss : of the last step
     since : sum of loss x examples, and examples, since the last line of the log
+    parts : the same sum of each part of the loss, of a loss of several
     """
 
     step: int = 0
@@ -79,7 +89,22 @@ class State:
     seconds: float = 0.0
     loss: float = 0.0
     since: tuple[float, float] = (0.0, 0.0)
+    parts: dict[str, float] = field(default_factory=dict)
     history: History = field(default_factory=History)
+
+    def saw(self, loss: float, parts: Mapping[str, float], examples: int) -> None:
+        """Add a step to what was seen since the last line."""
+        self.loss = loss
+        self.since = (self.since[0] + loss * examples, self.since[1] + examples)
+        for part in self.history.parts:
+            self.parts[part] = self.parts.get(part, 0.0) + parts[part] * examples
+
+    def means(self) -> tuple[float, dict[str, float]]:
+        """The loss and its parts since the last line, which is now."""
+        total, examples = self.since
+        parts = {part: value / examples for part, value in self.parts.items()}
+        self.since, self.parts = (0.0, 0.0), {}
+        return total / examples, parts
 
     def to_json(self) -> str:
         """For `from_json`; numbers come back to the last bit."""

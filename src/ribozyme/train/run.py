@@ -28,7 +28,7 @@ from torch import nn
 from ribozyme.errors import CheckpointError, ConfigError, InputError
 from ribozyme.files import AtomicFile, folder_lock
 from ribozyme.tensors import Tensors
-from ribozyme.train.history import COLUMNS, History, State
+from ribozyme.train.history import History, State
 from ribozyme.train.schedule import Schedule
 from ribozyme.train.snapshot import (
     learnt,
@@ -92,8 +92,8 @@ class Run:
                 path.unlink()  # no checkpoint is of it any more
         self.write_curve(state.history, picture=finished)
 
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        """Put the checkpoint, if there is one, into network and optimizer.
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer, fresh: State) -> State:
+        """Put the checkpoint, if there is one, into network and optimizer; without one the state is `fresh`.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Run:
         """
         path = self.folder / CHECKPOINT
         if not path.is_file():
-            state = State()
+            state = fresh
         else:
             tensors, state, groups = _read_checkpoint(path)
             weights = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
@@ -173,8 +173,8 @@ class Run:
         with (self.folder / LOG).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
         if self._board is not None:
-            for name, value in zip(COLUMNS, row):
-                if name in ("rate", "norm", "loss", "validation_loss") and value is not None:
+            for name, value in zip(history.columns, row):
+                if name not in ("step", "epoch", "tokens", "seconds") and value is not None:
                     self._board.add_scalar(name, value, row[0])
             self._board.flush()  # a run that is killed has told what its log tells
 
@@ -189,7 +189,7 @@ class Run:
         """`curve.json`; and, at the end and every minute, a picture of it."""
         if not self.writes or not history.steps:
             return
-        columns = dict(zip(COLUMNS, zip(*history.rows())))
+        columns = dict(zip(history.columns, zip(*history.rows())))
         with AtomicFile(self.folder / CURVE) as temporary:
             temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")
         if picture or time.monotonic() - self._drawn > PICTURE_SECONDS:
@@ -230,7 +230,7 @@ class Run:
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
+            writer.writerow(history.columns)
             writer.writerows(history.rows())
         self._board = _board(self.folder / BOARD, history.steps[-1] + 1 if history.steps else 0)
 

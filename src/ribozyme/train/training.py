@@ -15,7 +15,7 @@ from ribozyme.errors import ConfigError, RibozymeError
 from ribozyme.tensors import Tensors
 from ribozyme.train.batch import Batch, Objective, combined, evaluate
 from ribozyme.train.feed import Place
-from ribozyme.train.history import State
+from ribozyme.train.history import History, State
 from ribozyme.train.processes import Workers
 from ribozyme.train.run import Run
 from ribozyme.train.snapshot import learnt
@@ -56,7 +56,9 @@ class Training:
             raise ConfigError("batch norms (DSBN) are trained in one process: each would see its own cells")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.state = State() if run is None else run.restore(network, optimizer)
+        parts = tuple(objective.parts) if len(objective.parts) > 1 else ()
+        fresh = State(history=History(parts={part: [] for part in parts}))
+        self.state = fresh if run is None else run.restore(network, optimizer, fresh)
         self.workers.share(self.parameters)
         self.best = Best() if run is None else run
         self.norm, self.began = 0.0, time.monotonic() - self.state.seconds
@@ -87,16 +89,18 @@ class Training:
         losses = self._backward(share, totals)
         self.workers.total_gradients(self.parameters)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.loop.clip).item()
-        loss = self.workers.total(losses.sum()).item()
+        added = self.workers.total(losses.sum(0)).tolist()  # by each part
+        loss = sum(added)
         if not (math.isfinite(loss) and math.isfinite(self.norm)):
             for buffer, before in statistics:
                 buffer.copy_(before)
             raise self._failed(share, losses, loss)
         self.optimizer.step()
-        state.step, state.place, state.loss = state.step + 1, share.after, loss
+        state.step, state.place = state.step + 1, share.after
         state.tokens += int(totals["tokens"])
         state.seconds = time.monotonic() - self.began
-        state.since = (state.since[0] + loss * share.examples, state.since[1] + share.examples)
+        parts = {part: value / (c or 1.0) for (part, c), value in zip(self.objective.parts.items(), added)}
+        state.saw(loss, parts, share.examples)
         return bool(totals["stop"])
 
     def _mine(self, share: Share, asked: Sequence[int]) -> dict[str, float]:
@@ -106,15 +110,16 @@ class Training:
         return {**sums, "tokens": float(tokens), "stop": float(bool(asked))}
 
     def _backward(self, share: Share, weights: Mapping[str, float]) -> Tensor:
-        """(micro-batches,) what each adds to the loss of the step; gradients are in the parameters."""
-        losses = torch.zeros(len(share.batches), device=self.device, dtype=torch.float64)
+        """(micro-batches, parts) what each adds to the loss of the step; gradients are in the parameters."""
+        shape = len(share.batches), len(self.objective.parts)
+        losses = torch.zeros(shape, device=self.device, dtype=torch.float64)
         for k, (place, batch) in enumerate(zip(share.places, share.batches)):
             torch.manual_seed(_hash(self.loop.seed, self.state.step, place))  # dropout
             with self.workers.autocast():
                 sums = self.objective(self.network, batch.to(self.device))
-            loss = combined(self.objective, sums, weights)
-            loss.backward()
-            losses[k] = loss.detach()
+            parts = combined(self.objective, sums, weights)
+            parts.sum().backward()
+            losses[k] = parts.detach()
         return losses
 
     def validate(self, held: Sequence[Any]) -> None:
@@ -141,10 +146,12 @@ class Training:
         history.epochs.append(state.place.epoch + 1)
         history.tokens.append(state.tokens)
         history.seconds.append(round(state.seconds, 3))
-        history.loss.append(state.since[0] / state.since[1])
+        loss, parts = state.means()
+        history.loss.append(loss)
         history.rate.append(self.optimizer.param_groups[0]["lr"])
         history.norm.append(self.norm)
-        state.since = (0.0, 0.0)
+        for part, value in parts.items():
+            history.parts[part].append(value)
         self.tell()
         if watch is not None:
             watch(state)
@@ -178,7 +185,8 @@ class Training:
         place = f"step {self.state.step + 1:,} (epoch {self.state.place.epoch + 1})"
         error = ConfigError(f"{what} in {place}", hint="use a lower learning rate")
         if self.run is not None:
-            odd = [batch for batch, value in zip(share.batches, losses.tolist()) if not math.isfinite(value)]
+            each = zip(share.batches, losses.sum(1).tolist())
+            odd = [batch for batch, value in each if not math.isfinite(value)]
             batches = [batch.tensors() for batch in odd or share.batches]
             path = self.run.save_failed(self.state.step + 1, self.workers.rank, batches)
             self.save(finished=True)  # the weights are still those of the last good step
