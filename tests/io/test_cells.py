@@ -306,3 +306,53 @@ def test_real_files_are_the_same_whole_and_in_chunks(data_folder, name):
     assert sum(part.shape[0] for part in parts) == whole.n_obs
     assert sum(part.nnz for part in parts) == whole.X.nnz
     np.testing.assert_allclose(sum(part.sum(dtype=np.float64) for part in parts), total)
+
+
+# ---------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("kind", ["memory", "view", "h5ad", "zarr 2", "zarr 3", "h5mu"])
+def test_labels_are_text_wherever_they_are(adata, tmp_path, kind):
+    adata.obs["plate"] = [1.0, 2.0, 2.5, 10.0, 1.0]
+    adata.obs["flag"] = [True, False, True, True, False]
+    source = {"memory": adata, "view": adata[[0, 1, 2, 3, 4]]}.get(kind)
+    if kind == "h5ad":
+        adata.write_h5ad(source := tmp_path / "cells.h5ad")
+    elif kind.startswith("zarr"):
+        write_zarr(adata, source := tmp_path / "cells.zarr", int(kind[-1]))
+    elif kind == "h5mu":
+        with mudata.set_options(pull_on_update=False):
+            mudata.MuData({"rna": adata}).write_h5mu(source := tmp_path / "cells.h5mu")
+    with open_cells(source) as cells:
+        assert cells.labels("batch") == list("aabba")
+        assert cells.labels("plate") == ["1", "2", "2.5", "10", "1"]
+        assert cells.labels("flag") == ["True", "False", "True", "True", "False"]
+        assert cells.codes("batch", ["b", "a"]).tolist() == [1, 1, 0, 0, 1]
+        with pytest.raises(InputError, match="obs has no column 'donor'; it has 'batch', 'plate', 'flag'"):
+            cells.labels("donor")
+
+
+def test_labels_of_older_files_are_their_names(adata, tmp_path):
+    """anndata 0.7 keeps categories beside the columns."""
+    adata.write_h5ad(path := tmp_path / "cells.h5ad")
+    with h5py.File(path, "r+") as file:
+        obs = file["obs"]
+        del obs["batch"]
+        obs.attrs["encoding-version"] = "0.1.0"
+        ad.io.write_elem(obs.create_group("__categories"), "batch", np.array(["a", "b"], dtype=object))
+        obs["__categories/batch"].attrs["ordered"] = False
+        ad.io.write_elem(obs, "batch", np.array([0, 0, 1, 1, -1], np.int8))
+        obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
+    with open_cells(path) as cells:
+        assert cells.obs("batch").tolist()[:4] == list("aabb")
+        with pytest.raises(InputError, match="1 cells have nothing in 'batch', the first is 'AAAC4-1'"):
+            cells.labels("batch")
+        with pytest.raises(InputError, match="no column 'batch/categories'"):
+            cells.labels("batch/categories")
+
+
+@pytest.mark.parametrize("nothing", ["", " ", None])
+def test_a_cell_without_a_label_is_named(adata, nothing):
+    adata.obs["batch"] = ["a", "b", nothing, "a", "b"]
+    with open_cells(adata) as cells, pytest.raises(InputError, match=r"1 cells have nothing .* 'AAAC2-1'"):
+        cells.labels("batch")

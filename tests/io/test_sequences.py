@@ -176,6 +176,33 @@ def test_a_csv_is_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, block, e
     assert list(read_sequences(put(tmp_path, "y.csv", (text + end * 3).encode()))) == rows
 
 
+@pytest.mark.parametrize("block", [48, 64, 100, 2**20])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_a_value_of_several_lines_is_no_record(tmp_path, monkeypatch, block, last):
+    monkeypatch.setattr(sequences, "CSV_BLOCK", block)
+    rows = [("a", "ACGU", '"one, ""two""\nGGG,CCC,three"'), ("b", "GG", 'x"'), ("c", "CC", '"\n\n"')] * 4
+    text = "\n".join(["id,sequence,note", *(",".join(row) for row in rows)]) + last
+    assert list(read_sequences(put(tmp_path, "x.csv", text.encode()))) == [row[:2] for row in rows]
+
+
+def test_a_quote_that_is_not_closed_is_an_error(tmp_path, monkeypatch):
+    path = put(tmp_path, "x.csv", b'sequence\nACGU\n"ACGG\nACGA')
+    with pytest.raises(InputError, match="which is no letter"):
+        list(read_sequences(path))
+    monkeypatch.setattr(sequences, "CSV_BLOCK", 20)
+    path = put(tmp_path, "y.csv", b'sequence\nACGU\n"ACGG\n' + b"ACGA\n" * 50)
+    with pytest.raises(InputError, match="a row of more than 20 bytes, or a quote that is not closed"):
+        list(read_sequences(path))
+
+
+@pytest.mark.parametrize("block", [40, 2**20])
+def test_a_bad_row_of_a_csv_is_told_by_its_number(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(sequences, "CSV_BLOCK", block)
+    path = put(tmp_path, "x.csv", b"id,sequence\n" + b"s,ACGU\n" * 60 + b"x\n")
+    with pytest.raises(InputError, match="Row #62"):
+        list(read_sequences(path))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
     table = pd.DataFrame({"name": ["a"], "Sequences": ["ACGU"]})

@@ -17,12 +17,13 @@ from ribozyme.engine.cells import CellModel
 from ribozyme.errors import ConfigError, InputError, InputWarning
 from ribozyme.models.scgpt.config import Config
 from ribozyme.models.scgpt.grow import grown
+from ribozyme.models.scgpt.heads import elastic_similarity_loss
 from ribozyme.models.scgpt.model import ScGPT
 from ribozyme.models.scgpt.vocab import Vocabulary
 from ribozyme.packing import Packed
 from ribozyme.train.batch import evaluate
 from ribozyme.train.cell_labels import equipped
-from ribozyme.train.corpus import CellCorpus, Columns, described, held_out
+from ribozyme.train.corpus import CellCorpus, Columns, described, held_examples, held_out
 from ribozyme.train.feed import InMemory
 from ribozyme.train.objectives import Example, Genes
 from ribozyme.train.pretrain import Recipe, objective_of, parts, pretrain
@@ -529,7 +530,41 @@ def test_a_validation_does_not_count_how_well_batches_are_told(adata):
     assert both == evaluate(model.module, replace(objective, parts={"expression": 1.0}), held, 10_000)
 
 
-def test_a_validation_is_of_all_of_a_file(adata, monkeypatch):
+def test_what_is_held_out_is_from_everywhere(adata):
+    many = ad.concat([adata] * 80, index_unique="-")
+    many.obs["donor"] = [f"d{k // 240}" for k in range(len(many))]  # 8 donors, one after the other
+    names = tuple(f"d{k}" for k in range(8))
+    corpus = corpus_of(many, cell_model(), batch_names=names, class_column=None, held=0.3, zero_genes=())
+    held = held_examples(corpus, 160)
+    assert len(held) > 140
+    assert min(np.bincount([one.label for one in held], minlength=8)) > 5
+
+
+def test_the_loss_of_similarity_is_as_fine_in_bfloat16():
+    cell = 5 + 0.05 * torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fine = elastic_similarity_loss(cell, 0.8)
+    torch.testing.assert_close(fine, elastic_similarity_loss(cell.double(), 0.8).float(), atol=1e-6, rtol=0)
+
+
+def test_a_batch_that_no_step_had_a_cell_of_is_said(adata, tmp_path):
+    counts = adata.X.toarray()
+    counts[3] = counts[9] = 0
+    adata.X = sparse.csr_matrix(counts)
+    adata.obs["donor"] = ["e" if k in (3, 9) else f"d{k % 2}" for k in range(24)]
+    with pytest.warns(InputWarning, match="no cell of batch e was trained on"):
+        pretrain(cell_model(), adata, tmp_path, recipe(steps=1, parts=None), batch_column="donor")
+
+
+def test_names_with_brackets_are_shown_as_they_are(adata, capsys, tmp_path):
+    from ribozyme.cli.catalogue import info
+
+    cell_model(batches=2, batch_names=("[red]b[/red]", "b [/T]")).save(tmp_path)
+    info(str(tmp_path))
+    assert "[red]b[/red], b [/T]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_validation_is_of_all_of_a_file(adata):
     model = cell_model()
     equip(model, Recipe(parts={"classes": 1.0}), adata, Columns(kind="type"))
     by_type = adata[np.argsort(adata.obs["type"], kind="stable")].copy()
@@ -567,3 +602,22 @@ def test_columns_are_for_cells(adata, make_model, tmp_path):
         pretrain(cell_model(), examples, tmp_path / "run", Recipe(held=0.0), batch_column="donor")
     # which say their labels themselves
     pretrain(cell_model(batches=2), examples, tmp_path / "run", Recipe(steps=1, held=0.0))
+
+
+@pytest.mark.parametrize("part", ["mvc_zero", "zero", "classes", "batches"])
+def test_examples_of_ones_own_need_a_network_that_has_everything(adata, part, tmp_path):
+    examples = [Example(np.arange(4), np.arange(1, 5, dtype=np.uint8))]
+    how = Recipe(steps=1, held=0.0, parts={"expression": 1.0, part: 1.0})
+    with pytest.raises(ConfigError, match=f"part '{part}' needs a part of the network that this one lacks"):
+        pretrain(cell_model(), examples, tmp_path / "run", how)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_of_ones_own_is_read_as_the_model_reads(adata, tmp_path):
+    how, run = Recipe(steps=1, held=0.0), tmp_path / "run"
+    plain = corpus_of(adata, cell_model(), batch_column=None, class_column=None, zero_genes=())
+    with pytest.raises(ConfigError, match="needs the batch of each cell"):
+        pretrain(cell_model(domains=3), plain, run, how)
+    with pytest.raises(ConfigError, match="reads 0 genes in every cell, the model 3"):
+        pretrain(cell_model(zero_genes=[0, 1, 2]), plain, run, how)
+    pretrain(cell_model(domains=3), replace(plain, batch_column="donor"), run, how)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ribozyme import registry
@@ -73,7 +74,8 @@ def _describe_weights(table: Table, name: str) -> None:
     table.add_row("parameters", f"{count:,}")
     for key, value in asdict(loaded.config).items():
         if key.endswith("_names") and value:
-            table.add_row(key.replace("_", " "), ", ".join(value))
+            more = f" and {len(value) - 100:,} more" if len(value) > 100 else ""
+            table.add_row(key.replace("_", " "), escape(", ".join(value[:100])) + more)
         if not isinstance(value, (tuple, list, dict)):
             table.add_row(key, str(value))
 

@@ -60,7 +60,7 @@ class Cells:
         Whole numbers are the same label whatever their type: a column that lost some values has floats.
         """
         values = self.obs(column)
-        if (missing := pd.isna(values) | (values == "")).any():
+        if (missing := pd.isna(values) | np.array([str(one).isspace() or one == "" for one in values])).any():
             raise InputError(
                 f"{self.where}: {int(missing.sum()):,} cells have nothing in {column!r}, the first is "
                 f"{str(self.names[np.argmax(missing)])!r}",
@@ -221,7 +221,7 @@ def _of_group(root: Any, path: Path) -> Cells:
     where, names = str(path), np.asarray(names, dtype=object)
 
     def read(name: str) -> Any:
-        alone = name != index and name in obs and obs.attrs.get("encoding-type") == "dataframe"
+        alone = obs.attrs.get("encoding-version") == "0.2.0" and name in obs.attrs.get("column-order", ())
         return pd.DataFrame({name: read_elem(obs[name])}) if alone else read_elem(obs)
 
     return Cells(names, table, where, _rows_of(X, where), _column_of(read, where))

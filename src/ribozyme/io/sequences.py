@@ -131,7 +131,7 @@ def _checked(where: str, pairs: Pairs, row: str, skip: bool = False) -> Iterator
             hint="is this a file of sequences? Names may be UTF-8",
         ) from error
     except (dnaio.FileFormatError, pa.ArrowException) as error:
-        message = re.sub(r"Row #\d+: ", "", " ".join(str(error).split()))  # of a part of the file
+        message = " ".join(str(error).split())
         raise InputError(f"{where}: cannot be read after {row} {number:,}: {message}") from error
     if number == 0:
         raise InputError(f"{where}: there are no sequences in it")
@@ -360,30 +360,44 @@ def _from_csv(path: Path, sequence_column: str | None, id_column: str | None) ->
         converting = pa.csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, strings_can_be_null=False
         )
-        titles = None  # the first block has them
-        for block in _lines(stream):
+        titles, before = None, 0  # the first block has them
+        for block in _lines(stream, delimiter.encode()):
             reading = pa.csv.ReadOptions(block_size=block.size, use_threads=False, column_names=titles)
-            table = pa.csv.read_csv(pa.BufferReader(block), reading, parsing, converting)
+            try:
+                table = pa.csv.read_csv(pa.BufferReader(block), reading, parsing, converting)
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(_of_file(str(error), before)) from error
             yield from _rows(table, sequence, name)
-            titles = names
+            titles, before = names, before + len(table) + (titles is None)
 
 
-def _lines(stream: BinaryIO) -> Iterator[Any]:
-    """Whole lines, in Arrow buffers of at most `CSV_BLOCK` bytes.
+def _of_file(message: str, before: int) -> str:
+    """What Arrow says of a block, its row counted in the file, whose header is row 1."""
+    return re.sub(r"Row #(\d+)", lambda row: f"Row #{int(row[1]) + before}", message)
+
+
+def _lines(stream: BinaryIO, delimiter: bytes) -> Iterator[Any]:
+    """Whole rows, in Arrow buffers of at most `CSV_BLOCK` bytes.
 
     A stream would be read in threads of Arrow; one that is in Python when the program ends aborts it.
     """
     rest = b""
-    while chunk := stream.read(CSV_BLOCK - len(rest)):
-        chunk = rest + chunk
-        end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
-        if not end and len(chunk) == CSV_BLOCK:
-            raise pa.ArrowInvalid(f"a row of more than {CSV_BLOCK:,} bytes")
-        if end:
-            yield _owned(chunk[:end])
+    while len(chunk := rest + stream.read(CSV_BLOCK - len(rest))) == CSV_BLOCK:
+        end = _last_end(chunk, delimiter)
+        if not end:
+            raise pa.ArrowInvalid(f"a row of more than {CSV_BLOCK:,} bytes, or a quote that is not closed")
+        yield _owned(chunk[:end])
         rest = chunk[end:]
-    if rest:
-        yield _owned(rest)
+    if chunk:
+        yield _owned(chunk)
+
+
+def _last_end(rows: bytes, delimiter: bytes) -> int:
+    """Where the last whole row ends; ends of lines in quotes are none. 0 where no row is whole."""
+    if b'"' in rows:
+        quoted = rb'(?<=[\n\r%b])"(?:[^"]|"")*(?:"|\Z)' % re.escape(delimiter)
+        rows = re.sub(quoted, lambda value: b"q" * len(value[0]), b"\n" + rows)[1:]
+    return max(rows.rfind(b"\n"), rows.rfind(b"\r")) + 1
 
 
 def _owned(content: bytes) -> Any:

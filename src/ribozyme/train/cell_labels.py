@@ -37,10 +37,11 @@ def equipped(
         "batch_column": columns.batch, "class_column": columns.kind,
         "dsbn": recipe.dsbn, "zero_genes": recipe.zero_genes,
     }  # fmt: skip
-    given = [name for name, value in asked.items() if value]
     if not isinstance(model, CellModel) or isinstance(corpus, CellCorpus | InMemory | list):
-        if given:
+        if given := [name for name, value in asked.items() if value]:
             raise ConfigError(f"{given[0]} is for cells, from a file or an AnnData, and models of cells")
+        if isinstance(model, CellModel):
+            _check_own(model.config, parts, corpus)
         return model.module
     config = model.config
     _check(config, parts, asked)
@@ -89,6 +90,31 @@ def _check(config: Any, parts: Mapping[str, float], asked: Mapping[str, Any]) ->
         raise ConfigError(
             "parts 'zero' and 'mvc_zero' are about genes that a cell does not express",
             hint="have them read: zero_genes",
+        )
+
+
+def _check_own(config: Any, parts: Mapping[str, float], corpus: Any) -> None:
+    """Raise a `ConfigError` unless the network has all that the parts need, for a corpus of one's own."""
+    plain, mvc = config.decoder != "none", config.mvc
+    has = {
+        "expression": plain, "generated": plain, "prompted": plain, "zero": plain and config.explicit_zero,
+        "mvc": mvc, "mvc_zero": mvc and config.explicit_zero,
+        "classes": config.n_cls, "batches": config.adversary,
+    }  # fmt: skip
+    if lacking := [part for part in parts if not has.get(part, True)]:
+        raise ConfigError(
+            f"part {lacking[0]!r} needs a part of the network that this one lacks",
+            hint="give the cells as a file or an AnnData, and the network gets it",
+        )
+    if not isinstance(corpus, CellCorpus):
+        return
+    if corpus.batch_column is None and (config.batches or config.domains):
+        raise ConfigError("this network needs the batch of each cell", hint="CellCorpus(batch_column=...)")
+    if {*corpus.zero_genes} != {*config.zero_genes}:
+        raise ConfigError(
+            f"the corpus reads {len(corpus.zero_genes):,} genes in every cell, the model "
+            f"{len(config.zero_genes):,}",
+            hint="CellCorpus(zero_genes=model.config.zero_genes)",
         )
 
 

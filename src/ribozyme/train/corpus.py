@@ -6,7 +6,7 @@ number of rows, whoever reads it.
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -32,6 +32,7 @@ Coding = Literal["whole", "mark", "only"]
 CODINGS: tuple[Coding, ...] = ("whole", "mark", "only")
 FRAMES = {"cds_start": float, "cds_end": float}
 """Numbers, missing where a row has no coding sequence."""
+SPREAD = 16
 ROWS, CELLS = 4_096, 1_024
 """Rows of a table, and cells, that are read at a time."""
 
@@ -145,30 +146,42 @@ class CellCorpus:
     def read(self, generator: np.random.Generator, skip: int = 0) -> Iterator[Example | None]:
         """The cells of an epoch from number `skip` on; None for those that are not wanted."""
         with open_cells(self.source) as cells:
-            match = match_genes(cells.var, self.lookup, column=self.gene_column)
-            if not len(match.genes):
-                raise InputError(
-                    f"{self.where}: the model knows none of the {len(cells.var):,} genes",
-                    hint="name the column of var with gene symbols or Ensembl ids",
-                )
-            match = match.only(self.zero_genes) if self.zero_genes else match
-            measured = np.sort(match.genes).astype(np.int32) if self.zero_genes else None
-            labels, kinds = self.labels(cells)
-            # <cls> is put in front, and the window chosen, when a cell is used
-            reading = Reading(n_bins=self.n_bins, cls_id=0, cls_value=0.0, max_length=1 << 30)
-            for start, end in _parts(len(cells), generator, skip):
-                for first, rows in _some(cells, start, end).chunks(CELLS):
-                    here = slice(start + first, start + first + rows.shape[0])
-                    tokens = tokenise(rows, cells.names[here], match, reading, Report())
-                    each = zip(cells.names[here], *tokens.split(), labels[here], kinds[here])
-                    for name, ids, bins, label, kind in each:
-                        wanted = held_out(str(name), self.held) == (self.wanted == "held")
-                        genes, values = (
-                            ids[1:].astype(np.int32),
-                            bins[1:].astype(np.min_scalar_type(self.n_bins)),
-                        )
-                        one = Example(genes, values, int(label), int(kind), measured)
-                        yield one if wanted and len(ids) > 1 else None
+            yield from self._examples(cells, _parts(len(cells), generator, skip))
+
+    def sample(self, most: int) -> list[Example]:
+        """At most so many of the wanted cells, from everywhere in the source."""
+        with open_cells(self.source) as cells:
+            wanted = [k for k, name in enumerate(cells.names) if self._wants(name)]
+            chosen = sorted(np.random.default_rng(0).permutation(wanted)[:most].astype(int).tolist())
+            rows = self._examples(cells, ((k, k + 1) for k in chosen))
+            return [one for one in rows if one is not None]
+
+    def _examples(self, cells: Cells, spans: Iterable[tuple[int, int]]) -> Iterator[Example | None]:
+        """The cells from a start to an end, of each span."""
+        match = match_genes(cells.var, self.lookup, column=self.gene_column)
+        if not len(match.genes):
+            raise InputError(
+                f"{self.where}: the model knows none of the {len(cells.var):,} genes",
+                hint="name the column of var with gene symbols or Ensembl ids",
+            )
+        match = match.only(self.zero_genes) if self.zero_genes else match
+        measured = np.sort(match.genes).astype(np.int32) if self.zero_genes else None
+        labels, kinds = self.labels(cells)
+        # <cls> is put in front, and the window chosen, when a cell is used
+        reading = Reading(n_bins=self.n_bins, cls_id=0, cls_value=0.0, max_length=1 << 30)
+        kind_of_bins = np.min_scalar_type(self.n_bins)
+        for start, end in spans:
+            for first, rows in _some(cells, start, end).chunks(CELLS):
+                here = slice(start + first, start + first + rows.shape[0])
+                tokens = tokenise(rows, cells.names[here], match, reading, Report())
+                each = zip(cells.names[here], *tokens.split(), labels[here], kinds[here])
+                for name, ids, bins, label, kind in each:
+                    genes, values = ids[1:].astype(np.int32), bins[1:].astype(kind_of_bins)
+                    one = Example(genes, values, int(label), int(kind), measured)
+                    yield one if self._wants(name) and len(ids) > 1 else None
+
+    def _wants(self, name: Any) -> bool:
+        return held_out(str(name), self.held) == (self.wanted == "held")
 
     def labels(self, cells: Cells) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The batch and the class of each cell; 0 where no column says them."""
@@ -184,9 +197,17 @@ def held_out(text: str, share: float) -> bool:
 
 
 def held_examples(corpus: SequenceCorpus | CellCorpus, most: int) -> list[Example]:
-    """The first examples that are held out."""
-    rows = replace(corpus, wanted="held").read(np.random.default_rng(0))
-    return list(islice((one for one in rows if one is not None), most))
+    """At most so many of what is held out, from everywhere: files are often sorted.
+
+    Of cells from the whole source, of sequences from the first that are held out, `SPREAD` times as many.
+    """
+    held = replace(corpus, wanted="held")
+    if isinstance(held, CellCorpus):
+        return held.sample(most)
+    rows = held.read(np.random.default_rng(0))
+    some = list(islice((one for one in rows if one is not None), SPREAD * most))
+    chosen = sorted(np.random.default_rng(0).permutation(len(some))[:most].tolist())
+    return [some[k] for k in chosen]
 
 
 def described(source: Any) -> Any:

@@ -16,7 +16,7 @@ class History:
 
     steps, epochs, tokens, seconds : done by then, since the beginning
     loss, rate, norm : mean training loss since the last time, learning rate, length of the last gradient
-    validation_steps, validation_loss : of each validation
+    validation_steps, validation_loss : of each validation; without parts that the objective is `against`
     parts : of a loss of several parts the mean of each since the last time, without its coefficient
     """
 

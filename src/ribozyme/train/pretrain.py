@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ribozyme.engine.cells import CellModel
@@ -39,8 +38,6 @@ __all__ = ["Recipe", "objective_of", "parts", "pretrain"]
 
 BETAS = (0.9, 0.98)  # of AdamW: shorter memory than by default, as usual where gradients change fast
 MOST_HELD = 512
-SPREAD = 16
-"""A validation is a sample of so many times the inputs that are looked at."""
 NO_COLUMNS = Columns()
 
 
@@ -67,7 +64,8 @@ def pretrain(
 
     Parameters
     ----------
-    model : what `ribozyme.load` takes, or a loaded model, which is trained itself
+    model : what `ribozyme.load` takes, or a loaded model, which is trained itself (and then is no published
+        one: its `record` is None)
     corpus : sequences (FASTA, table, list ...) or cells (h5ad, AnnData ...), as `embed` of the model takes;
         files are read as they are needed
     folder : where the run is kept; with one of the same settings in it, the run goes on. Only `steps` may
@@ -107,6 +105,7 @@ def pretrain(
     compares = _compares(objective, loaded.config)
     budget = batch_tokens or (recipe.step_tokens if compares else default_batch_tokens(loaded.device))
     loop = _loop(recipe, budget, save_every=save_every, log_every=log_every)
+    loop = replace(loop, validate_first=not _untrained(loaded))
     feed = _feed(recipe, source)
     groups = parameter_groups(loaded.module.named_parameters(), recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS)
@@ -132,6 +131,23 @@ def pretrain(
     finally:
         if optimizer.state:  # it was trained
             given.module, given.record = loaded.module, None
+            _say_untrained(loaded)
+
+
+def _untrained(model: Any) -> list[int]:
+    """Batches whose norm (DSBN) has seen no cell, so that their cells are neither judged nor embedded."""
+    return model.module.untrained_domains() if isinstance(model, CellModel) else []
+
+
+def _say_untrained(model: Any) -> None:
+    if untrained := _untrained(model):
+        names = ", ".join(model.config.known_batches[k] for k in untrained[:10])
+        warnings.warn(
+            f"no cell of batch {names} was trained on, so the model cannot embed those: train for longer, or "
+            "leave them out",
+            InputWarning,
+            stacklevel=4,
+        )
 
 
 def _equipped(model: Any, *how: Any) -> Any:
@@ -196,11 +212,10 @@ def parts(
         other = _corpus(model, validation, recipe, columns)
         if isinstance(other, InMemory):
             return source, list(other.examples)
-        some = held_examples(replace(other, held=1.0), SPREAD * most)
-        if not some:
+        held = held_examples(replace(other, held=1.0), most)
+        if not held:
             raise InputError(f"{other.where}: there is nothing to validate on")
-        chosen = np.random.default_rng(0).permutation(len(some))[:most]  # files are often sorted
-        return source, [some[k] for k in sorted(chosen.tolist())]
+        return source, held
     held = [] if isinstance(source, InMemory) or not source.held else held_examples(source, most)
     if recipe.held and not held:
         what = "it is small" if getattr(source, "held", 0) else "the corpus says so itself"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ribozyme.errors import ConfigError
@@ -85,7 +86,7 @@ class Recipe:
         if self.parts is not None and not (isinstance(self.parts, dict) and self.parts):
             raise ConfigError(f"parts {self.parts!r} are a dict of coefficients", hint="{'expression': 1.0}")
         for part, value in (self.parts or {}).items():
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise ConfigError(f"part {part!r} has the coefficient {value!r}, no number above 0")
 
 
@@ -108,7 +109,7 @@ def objective_of(
     if other := [
         one for one, value in ({"parts": recipe.parts} if not cells else of_letters).items() if value
     ]:
-        hint = "parts={'contrast': ...}" if other == ["contrast"] else ""
+        hint = "name it among parts" if other == ["contrast"] else ""
         raise ConfigError(f"{other[0]} is not for models of {model.reads}", hint=hint)
     if recipe.share == 0 and components is None and not recipe.contrast and not recipe.parts:
         raise ConfigError("share 0 masks nothing, so there is nothing to learn")

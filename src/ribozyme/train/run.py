@@ -215,7 +215,8 @@ class Run:
             name = min(differ, key=_derived)  # first what was asked for, then what follows from it
             more = f" (and {len(differ) - 1} more settings differ)" if len(differ) > 1 else ""
             raise ConfigError(
-                f"{self.folder}: holds a run with {name} {found.get(name)!r}, not {wanted.get(name)!r}{more}",
+                f"{self.folder}: holds a run with {name} {_short(found.get(name))}, "
+                f"not {_short(wanted.get(name))}{more}",
                 hint="go on with the settings in its run.json, or choose another folder",
             )
 
@@ -243,8 +244,18 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def _derived(name: str) -> bool:
-    return name.startswith(("network ", "first weights", "corpus"))
+def _derived(name: str) -> int:
+    """How far a setting is from what was asked for."""
+    return next((k for k, one in enumerate(DERIVED, start=1) if name.startswith(one)), 0)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+DERIVED = ("corpus", "validation", "batch_tokens", "first weights", "network ")
+"""Settings that follow from others, and from what is in files, the nearest first."""
 
 
 def draw(history: History, path: Path) -> None:

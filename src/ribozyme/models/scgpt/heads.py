@@ -230,12 +230,18 @@ def elastic_similarity_loss(cell: Tensor, threshold: float) -> Tensor:
 
     Negative cosines and the diagonal count as 0.
     """
-    unit = F.normalize(cell, dim=1)
-    cosine = (unit @ unit.T).fill_diagonal_(0).relu()
-    return (1 - (cosine - threshold) ** 2).mean()
+    with torch.autocast(cell.device.type, enabled=False):  # cells differ in the third digit of a cosine
+        unit = F.normalize(_at_least_float32(cell), dim=1)
+        cosine = (unit @ unit.T).fill_diagonal_(0).relu()
+        return (1 - (cosine - threshold) ** 2).mean()
 
 
 def contrastive_loss(cell: Tensor, again: Tensor, temperature: float = 0.5) -> Tensor:
     """Cross entropy of finding each cell among its batch from a second dropout pass (published as CCE)."""
+    cell, again = _at_least_float32(cell), _at_least_float32(again)
     cosine = F.cosine_similarity(cell[:, None], again[None], dim=-1) / temperature
     return F.cross_entropy(cosine, torch.arange(len(cell), device=cell.device))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
