@@ -45,19 +45,10 @@ def equipped(
         return model.module
     config = model.config
     _check(config, parts, asked)
-    names, count = config.batch_names, len(config.known_batches)
-    classes, genes = config.class_names, config.zero_genes
-    with open_cells(corpus) as cells:
-        if columns.batch is not None:
-            names = _joined(config.known_batches, cells, columns.batch, held)
-            count = len(names)
-        if columns.kind is not None:
-            classes = _joined(config.known_classes, cells, columns.kind, held)
-        if recipe.zero_genes or genes:
-            report = Report()
-            match = match_cells(cells, model.lookup, columns.gene, report, genes).match
-            genes = genes or tuple(match.genes.tolist())
-            report.finish(stacklevel=4)
+    names, classes, genes = config.batch_names, config.class_names, config.zero_genes
+    if genes or any(asked.values()):
+        names, classes, genes = _told(model, recipe, corpus, columns, held)
+    count = len(names) or len(config.known_batches)
     reads_rows = bool({"expression", "zero", "generated", "prompted"} & parts.keys())
     wanted = replace(
         config,
@@ -91,6 +82,25 @@ def _check(config: Any, parts: Mapping[str, float], asked: Mapping[str, Any]) ->
             "parts 'zero' and 'mvc_zero' are about genes that a cell does not express",
             hint="have them read: zero_genes",
         )
+
+
+def _told(
+    model: CellModel, recipe: Recipe, corpus: Any, columns: Columns, held: float
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """The names of batches and of classes, and the genes that are read in every cell, with this corpus."""
+    config = model.config
+    names, classes, genes = config.batch_names, config.class_names, config.zero_genes
+    with open_cells(corpus) as cells:
+        if columns.batch is not None:
+            names = _joined(config.known_batches, cells, columns.batch, held)
+        if columns.kind is not None:
+            classes = _joined(config.known_classes, cells, columns.kind, held)
+        if recipe.zero_genes or genes:
+            report = Report()
+            match = match_cells(cells, model.lookup, columns.gene, report, genes).match
+            genes = genes or tuple(match.genes.tolist())
+            report.finish(stacklevel=5)
+    return names, classes, genes
 
 
 def _check_own(config: Any, parts: Mapping[str, float], corpus: Any) -> None:
