@@ -137,6 +137,7 @@ BOMBS = {
     "endless records": ("x.fa.gz", b"", (b">x\n" + b"A" * 99 + b"\n") * 10_000),
     "endless blank lines": ("x.fa.gz", b">x\nA\n", b"\n" * 2**20),
     "an endless row": ("x.csv.gz", b"sequence\n", b"A" * 2**20),
+    "an endless row in quotes": ("x.csv.gz", b'sequence\n"', b"A" * 2**20),
     "endless rows": ("x.csv.gz", b"sequence\n", b"ACGU\n" * 200_000),
 }
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from ribozyme.engine.sequences import SequenceModel
+from ribozyme.train.training import Training
 
 
 def _rnafm():
@@ -48,3 +49,27 @@ def sequences():
     """32 different sequences of 4 to 20 letters."""
     generator = np.random.default_rng(0)
     return ["".join(generator.choice(list("ACGU"), generator.integers(4, 21))) for _ in range(32)]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Run something that ends without a word at a step."""
+
+    def run(step, call):
+        original = Training.step
+
+        def until(self, *args):
+            if self.state.step == step:
+                raise Killed
+            return original(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "step", until)
+            with pytest.raises(Killed):
+                call()
+
+    return run

@@ -27,7 +27,6 @@ from ribozyme.train.corpus import CellCorpus, Columns, described, held_examples,
 from ribozyme.train.feed import InMemory
 from ribozyme.train.objectives import Example, Genes
 from ribozyme.train.pretrain import Recipe, objective_of, parts, pretrain
-from ribozyme.train.training import Training
 
 GENES = ["A1BG", "A2M", "NAT1", "NAT2", "AAMP", "ABAT", "AARS1", "AADAC"]
 ALL = {
@@ -65,7 +64,7 @@ def adata():
 
 
 def equip(model, how, adata, columns, held=0.0):
-    model.module = equipped(model, how.parts or {}, how, adata, columns, held)
+    model.module = equipped(model, how.parts or {}, how, adata, columns, held).module
 
 
 def batch(count=3):
@@ -318,17 +317,8 @@ def test_the_mean_row_of_a_gene_is_over_the_cells_that_express_it(adata):
     np.testing.assert_allclose(rows.loc["A1BG"], only.loc["A1BG"], atol=1e-6)
 
 
-def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(adata, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(adata, tmp_path, killed):
     adata.write_h5ad(path := tmp_path / "cells.h5ad")
-    step = Training.step
-
-    class Killed(Exception):
-        pass
-
-    def until(self, *args):
-        if self.state.step == 5:
-            raise Killed
-        return step(self, *args)
 
     def go(folder):
         pretrain(
@@ -337,10 +327,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(adata, tmp_path
         )  # fmt: skip
 
     go(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "step", until)
-        with pytest.raises(Killed):
-            go(tmp_path / "run")
+    killed(5, lambda: go(tmp_path / "run"))
     go(tmp_path / "run")
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

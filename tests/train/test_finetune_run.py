@@ -13,34 +13,9 @@ import torch
 from ribozyme.errors import ConfigError
 from ribozyme.train.finetune import FineTuned
 from ribozyme.train.labels import TASKS
-from ribozyme.train.loop import Training
 
 NUMBERS = np.random.default_rng(2).normal(50.0, 7.0, 32)
 HOW = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "decay": "cosine", "warmup": 2}
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def killed(monkeypatch):
-    """Run something that ends without a word at a step."""
-
-    def run(step, call):
-        original = Training.step
-
-        def until(self, *args):
-            if self.state.step == step:
-                raise Killed
-            return original(self, *args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Training, "step", until)
-            with pytest.raises(Killed):
-                call()
-
-    return run
 
 
 def tuned(model, **settings):
@@ -189,10 +164,7 @@ def test_a_folder_with_a_training_of_another_network_is_an_error(rnafm, sequence
         fit(rnafm.untrained(1), sequences, tmp_path)
 
 
-def test_a_folder_in_which_nothing_was_computed_takes_other_settings(rnafm, sequences, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "step", lambda *args: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            fit(rnafm, sequences, tmp_path)
+def test_a_folder_in_which_nothing_was_computed_takes_other_settings(rnafm, sequences, tmp_path, killed):
+    killed(0, lambda: fit(rnafm, sequences, tmp_path))
     assert (tmp_path / "run.json").is_file()
     fit(rnafm, sequences, tmp_path, learning_rate=0.02)

@@ -83,25 +83,12 @@ def write_fasta(path):
     return path
 
 
-def test_a_run_from_a_file_goes_on_and_keeps_its_best_weights(make_model, tmp_path, monkeypatch):
+def test_a_run_from_a_file_goes_on_and_keeps_its_best_weights(make_model, tmp_path, killed):
     corpus = write_fasta(tmp_path / "rna.fa")
     how = recipe(steps=12, step_tokens=120, held=0.2, validate_every=4, buffer=16, sorted_steps=2)
     whole = pretrain(make_model("helix"), corpus, tmp_path / "whole", how, save_every=5, log_every=3)
     assert whole.validation_steps == [0, 4, 8, 12]
-    step = Training.step
-
-    class Killed(Exception):
-        pass
-
-    def until(self, *args):
-        if self.state.step == 7:
-            raise Killed
-        return step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "step", until)
-        with pytest.raises(Killed):
-            pretrain(make_model("helix"), corpus, tmp_path / "run", how, save_every=5, log_every=3)
+    killed(7, lambda: pretrain(make_model("helix"), corpus, tmp_path / "run", how, save_every=5, log_every=3))
     assert not (tmp_path / "run" / "model.safetensors").exists()
     pretrain(make_model("helix"), corpus, tmp_path / "run", how, save_every=5, log_every=3)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))

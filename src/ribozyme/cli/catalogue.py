@@ -76,7 +76,7 @@ def _describe_weights(table: Table, name: str) -> None:
         if key.endswith("_names") and value:
             more = f" and {len(value) - 100:,} more" if len(value) > 100 else ""
             table.add_row(key.replace("_", " "), escape(", ".join(value[:100])) + more)
-        if not isinstance(value, (tuple, list, dict)):
+        elif not isinstance(value, (tuple, list, dict)):
             table.add_row(key, str(value))
 
 

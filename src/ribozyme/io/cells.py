@@ -60,13 +60,15 @@ class Cells:
         Whole numbers are the same label whatever their type: a column that lost some values has floats.
         """
         values = self.obs(column)
-        if (missing := pd.isna(values) | np.array([str(one).isspace() or one == "" for one in values])).any():
+        labels = [_label(value) for value in values]
+        missing = pd.isna(values) | np.array([not label.strip() for label in labels], dtype=bool)
+        if missing.any():
             raise InputError(
                 f"{self.where}: {int(missing.sum()):,} cells have nothing in {column!r}, the first is "
                 f"{str(self.names[np.argmax(missing)])!r}",
                 hint="label them, or leave them out",
             )
-        return [_label(value) for value in values]
+        return labels
 
     def codes(self, column: str, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """(cells,) the place of each cell's label among `names`; another label is an `InputError`."""

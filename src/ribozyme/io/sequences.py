@@ -394,10 +394,14 @@ def _lines(stream: BinaryIO, delimiter: bytes) -> Iterator[Any]:
 
 def _last_end(rows: bytes, delimiter: bytes) -> int:
     """Where the last whole row ends; ends of lines in quotes are none. 0 where no row is whole."""
-    if b'"' in rows:
-        quoted = rb'(?<=[\n\r%b])"(?:[^"]|"")*(?:"|\Z)' % re.escape(delimiter)
-        rows = re.sub(quoted, lambda value: b"q" * len(value[0]), b"\n" + rows)[1:]
-    return max(rows.rfind(b"\n"), rows.rfind(b"\r")) + 1
+    quoted = re.compile(rb'(?:\A|(?<=[\n\r%b]))"(?:[^"]++|"")*+(?:"|\Z)' % re.escape(delimiter))
+    spans = [value.span() for value in quoted.finditer(rows) if b"\n" in value[0] or b"\r" in value[0]]
+    end = max(rows.rfind(b"\n"), rows.rfind(b"\r"))
+    for start, stop in reversed(spans):
+        if end >= stop:
+            break
+        end = max(rows.rfind(b"\n", 0, start), rows.rfind(b"\r", 0, start))
+    return end + 1
 
 
 def _owned(content: bytes) -> Any:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ribozyme.train.recipe import Recipe
 def equipped(
     model: Any, parts: Mapping[str, float], recipe: Recipe, corpus: Any, columns: Columns, held: float
 ) -> Any:
-    """The network of a model with what training needs beside, with starting weights; what it has stays.
+    """The model itself, or one whose network has what training needs beside, with starting weights.
 
     The part `batches` of the loss needs the discriminator behind reversed gradients (DAB), `classes` the
     classifier (CLS), `zero` and `mvc_zero` decoders of whether a gene is expressed. Labels in the columns of
@@ -42,28 +42,38 @@ def equipped(
             raise ConfigError(f"{given[0]} is for cells, from a file or an AnnData, and models of cells")
         if isinstance(model, CellModel):
             _check_own(model.config, parts, corpus)
-        return model.module
+        return model
     config = model.config
     _check(config, parts, asked)
     names, classes, genes = config.batch_names, config.class_names, config.zero_genes
     if genes or any(asked.values()):
         names, classes, genes = _told(model, recipe, corpus, columns, held)
     count = len(names) or len(config.known_batches)
-    reads_rows = bool({"expression", "zero", "generated", "prompted"} & parts.keys())
     wanted = replace(
-        config,
+        _with_decoders(config, parts),
         batch_names=names,
         class_names=classes,
         batches=count if columns.batch or config.batches else 0,
         domains=count if recipe.dsbn or config.domains else 0,
         adversary=count if "batches" in parts or config.adversary else 0,
         n_cls=len(classes) or config.n_cls,
-        decoder="plain" if config.decoder == "none" and reads_rows else config.decoder,
-        explicit_zero=config.explicit_zero or bool({"zero", "mvc_zero"} & parts.keys()),
-        mvc=config.mvc or bool({"mvc", "mvc_zero"} & parts.keys()),
         zero_genes=genes,
     )
-    return model.module if wanted == config else grown(model.module, wanted, recipe.seed)
+    if wanted == config:
+        return model
+    return CellModel(grown(model.module, wanted, recipe.seed), model.vocabulary, model.device)
+
+
+def _with_decoders(config: Any, parts: Container[str]) -> Any:
+    """The config with the decoders that these parts of the loss read."""
+    rows = any(part in parts for part in ("expression", "zero", "generated", "prompted"))
+    zero = "zero" in parts or "mvc_zero" in parts
+    return replace(
+        config,
+        decoder="plain" if rows and config.decoder == "none" else config.decoder,
+        explicit_zero=config.explicit_zero or zero,
+        mvc=config.mvc or "mvc" in parts or "mvc_zero" in parts,
+    )
 
 
 def _check(config: Any, parts: Mapping[str, float], asked: Mapping[str, Any]) -> None:
@@ -105,13 +115,8 @@ def _told(
 
 def _check_own(config: Any, parts: Mapping[str, float], corpus: Any) -> None:
     """Raise a `ConfigError` unless the network has all that the parts need, for a corpus of one's own."""
-    plain, mvc = config.decoder != "none", config.mvc
-    has = {
-        "expression": plain, "generated": plain, "prompted": plain, "zero": plain and config.explicit_zero,
-        "mvc": mvc, "mvc_zero": mvc and config.explicit_zero,
-        "classes": config.n_cls, "batches": config.adversary,
-    }  # fmt: skip
-    if lacking := [part for part in parts if not has.get(part, True)]:
+    labels = {"classes": config.n_cls, "batches": config.adversary}
+    if lacking := [one for one in parts if _with_decoders(config, [one]) != config or not labels.get(one, 1)]:
         raise ConfigError(
             f"part {lacking[0]!r} needs a part of the network that this one lacks",
             hint="give the cells as a file or an AnnData, and the network gets it",

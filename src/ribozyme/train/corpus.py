@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from ribozyme.engine.cell_parts import match_cells
 from ribozyme.errors import ConfigError, InputError
 from ribozyme.files import digest_all
 from ribozyme.io.cells import Cells, open_cells
@@ -33,6 +34,7 @@ CODINGS: tuple[Coding, ...] = ("whole", "mark", "only")
 FRAMES = {"cds_start": float, "cds_end": float}
 """Numbers, missing where a row has no coding sequence."""
 SPREAD = 16
+"""Held-out sequences that are read for each one that is looked at."""
 ROWS, CELLS = 4_096, 1_024
 """Rows of a table, and cells, that are read at a time."""
 
@@ -158,13 +160,7 @@ class CellCorpus:
 
     def _examples(self, cells: Cells, spans: Iterable[tuple[int, int]]) -> Iterator[Example | None]:
         """The cells from a start to an end, of each span."""
-        match = match_genes(cells.var, self.lookup, column=self.gene_column)
-        if not len(match.genes):
-            raise InputError(
-                f"{self.where}: the model knows none of the {len(cells.var):,} genes",
-                hint="name the column of var with gene symbols or Ensembl ids",
-            )
-        match = match.only(self.zero_genes) if self.zero_genes else match
+        match = match_cells(cells, self.lookup, self.gene_column, Report(), self.zero_genes).match
         measured = np.sort(match.genes).astype(np.int32) if self.zero_genes else None
         labels, kinds = self.labels(cells)
         # <cls> is put in front, and the window chosen, when a cell is used
@@ -222,24 +218,24 @@ def described(source: Any) -> Any:
     if isinstance(source, SequenceCorpus):
         return [described(source.source), source.coding, source.sequence_column, source.held, source.wanted]
     if isinstance(source, CellCorpus):
-        where = source.source
-        return [described(where) if isinstance(where, str | Path) else source.where, *_reading_of(source)]
+        return _described_cells(source)
     found = hashlib.sha256()
     _digest_into(found, source)
     return [type(source).__name__, found.hexdigest()[:16]]
 
 
-def _reading_of(corpus: CellCorpus) -> list[Any]:
-    """How a corpus of cells is read, and what is in one that is no file."""
-    with open_cells(corpus.source) as cells:
+def _described_cells(corpus: CellCorpus) -> list[Any]:
+    found, where = hashlib.sha256(), corpus.source
+    how = [getattr(corpus, one.name) for one in fields(corpus) if one.name not in ("source", "lookup")]
+    _digest_into(found, how)
+    if isinstance(where, str | Path):
+        return [*described(where), found.hexdigest()[:16]]
+    with open_cells(where) as cells:
         match = match_genes(cells.var, corpus.lookup, column=corpus.gene_column)
-        found = hashlib.sha256()
-        _digest_into(found, [match.ids, *corpus.labels(cells), corpus.zero_genes])
-        if not isinstance(corpus.source, str | Path):
-            _digest_into(found, list(cells.names))
-            for _, rows in cells.chunks():
-                _digest_into(found, rows)
-    return [corpus.n_bins, corpus.held, corpus.wanted, found.hexdigest()[:16]]
+        _digest_into(found, [match.ids, *corpus.labels(cells), list(cells.names)])
+        for _, rows in cells.chunks():
+            _digest_into(found, rows)
+    return [corpus.where, found.hexdigest()[:16]]
 
 
 def _digest_into(found: Any, source: Any) -> None:

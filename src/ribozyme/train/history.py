@@ -59,13 +59,13 @@ class History:
         """As in `log.csv`, a row for each step that was looked at; None for what was not."""
         held = dict(zip(self.validation_steps, self.validation_loss))
         lists = (self.epochs, self.tokens, self.seconds, self.rate, self.norm, self.loss)
-        trained = dict(zip(self.steps, zip(*lists, *self.parts.values())))
-        nothing = (None,) * (len(lists) + len(self.parts))
-        rows = []
-        for step in sorted(trained.keys() | held.keys()):
-            values = trained.get(step, nothing)
-            rows.append((step, *values[: len(lists)], held.get(step), *values[len(lists) :]))
-        return rows
+        trained = dict(zip(self.steps, zip(*lists)))
+        parts = dict(zip(self.steps, zip(*self.parts.values())))
+        no_line, no_parts = (None,) * len(lists), (None,) * len(self.parts)
+        return [
+            (step, *trained.get(step, no_line), held.get(step), *parts.get(step, no_parts))
+            for step in sorted(trained.keys() | held.keys())
+        ]
 
     def to_frame(self) -> Any:
         """The same as a DataFrame, which `rz.pl.training_curve` draws."""

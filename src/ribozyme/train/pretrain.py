@@ -95,7 +95,7 @@ def pretrain(
     objective = objective_of(loaded, recipe, components)
     columns = Columns(sequence_column, gene_column, batch_column, class_column)
     share = recipe.held if validation is None else 0.0
-    given, loaded = loaded, _equipped(loaded, objective.parts, recipe, corpus, columns, share)
+    given, loaded = loaded, equipped(loaded, objective.parts, recipe, corpus, columns, share)
     if scratch:
         loaded = given = loaded.untrained(recipe.seed)
     set_matmul_dtype(loaded.module, torch.float32)
@@ -104,8 +104,8 @@ def pretrain(
     recipe = replace(recipe, warmup=_warmup(recipe, Path(folder)))
     compares = _compares(objective, loaded.config)
     budget = batch_tokens or (recipe.step_tokens if compares else default_batch_tokens(loaded.device))
-    loop = _loop(recipe, budget, save_every=save_every, log_every=log_every)
-    loop = replace(loop, validate_first=not _untrained(loaded))
+    first = not _untrained(loaded)
+    loop = _loop(recipe, budget, save_every=save_every, log_every=log_every, validate_first=first)
     feed = _feed(recipe, source)
     groups = parameter_groups(loaded.module.named_parameters(), recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS)
@@ -150,12 +150,6 @@ def _say_untrained(model: Any) -> None:
         )
 
 
-def _equipped(model: Any, *how: Any) -> Any:
-    """The model itself, or one with what training needs beside, as `train.cell_labels`."""
-    module = equipped(model, *how)
-    return model if module is model.module else CellModel(module, model.vocabulary, model.device)
-
-
 def _warmup(recipe: Recipe, folder: Path) -> int:
     """Steps of rising rate: as asked, or as the run in the folder has them, or 2 %."""
     if recipe.warmup is not None:
@@ -169,7 +163,9 @@ def _compares(objective: Any, config: Any) -> bool:
     return getattr(objective, "compares", False) or getattr(config, "domains", 0) > 0
 
 
-def _loop(recipe: Recipe, batch_tokens: int, *, save_every: int, log_every: int) -> Loop:
+def _loop(
+    recipe: Recipe, batch_tokens: int, *, save_every: int, log_every: int, validate_first: bool
+) -> Loop:
     return Loop(
         schedule=Schedule(
             steps=recipe.steps, kind=recipe.schedule, warmup=recipe.warmup or 0, decay=recipe.decay
@@ -178,7 +174,7 @@ def _loop(recipe: Recipe, batch_tokens: int, *, save_every: int, log_every: int)
         clip=recipe.clip,
         log_every=log_every,
         validate_every=recipe.validate_every,
-        validate_first=True,
+        validate_first=validate_first,
         save_every=save_every,
         patience=recipe.patience,
         precision=recipe.precision,
@@ -204,7 +200,7 @@ def parts(
     columns: Columns = NO_COLUMNS,
     most: int = MOST_HELD,
 ) -> tuple[Corpus, list[Example]]:
-    """What `pretrain` with the same arguments trains on, and the first `most` examples that it holds out."""
+    """What `pretrain` with the same arguments trains on, and at most `most` examples that it holds out."""
     if validation is not None:
         recipe = replace(recipe, held=0.0)
     source = _corpus(model, corpus, recipe, columns)
@@ -218,8 +214,10 @@ def parts(
         return source, held
     held = [] if isinstance(source, InMemory) or not source.held else held_examples(source, most)
     if recipe.held and not held:
-        what = "it is small" if getattr(source, "held", 0) else "the corpus says so itself"
-        what = "examples in memory are all trained on" if isinstance(source, InMemory) else what
+        if isinstance(source, InMemory):
+            what = "examples in memory are all trained on"
+        else:
+            what = "it is small" if source.held else "the corpus says so itself"
         warnings.warn(
             f"nothing of {source.where} is held out ({what}), so the last weights are kept: give another "
             "share (held), or a validation",

@@ -105,12 +105,12 @@ def objective_of(
             f"these components are not for objective {name!r}",
             hint="Components of cells go with 'values', KmerComponents with 'next' and 'masked'",
         )
-    of_letters = {"contrast": recipe.contrast, "coding": recipe.coding != "whole"}
-    if other := [
-        one for one, value in ({"parts": recipe.parts} if not cells else of_letters).items() if value
-    ]:
-        hint = "name it among parts" if other == ["contrast"] else ""
-        raise ConfigError(f"{other[0]} is not for models of {model.reads}", hint=hint)
+    if cells and recipe.contrast:
+        raise ConfigError("contrast is not for models of cells", hint="name it among parts")
+    if cells and recipe.coding != "whole":
+        raise ConfigError("coding is not for models of cells")
+    if not cells and recipe.parts:
+        raise ConfigError(f"parts is not for models of {model.reads}")
     if recipe.share == 0 and components is None and not recipe.contrast and not recipe.parts:
         raise ConfigError("share 0 masks nothing, so there is nothing to learn")
     if cells:

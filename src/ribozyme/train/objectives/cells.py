@@ -116,7 +116,7 @@ class Generative:
     reading: Genes
     bins: int
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
-    parts: dict[str, float] = field(default_factory=lambda: {"generated": 1.0, "mvc": 1.0, "prompted": 1.0})
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GENERATED, 1.0))
 
     def __post_init__(self) -> None:
         _check_parts(self.parts, GENERATED)
@@ -201,7 +201,7 @@ OF_CELLS = ("classes", "batches", "similarity", "contrast", "components")
 """Parts that are sums over cells."""
 
 
-GENERATED = {"generated": "expression", "mvc": "mvc", "prompted": None}
+GENERATED: dict[str, str | None] = {"generated": "expression", "mvc": "mvc", "prompted": None}
 """Parts of `Generative`, each with the head of the first pass that it reads, or of none."""
 
 
