@@ -395,7 +395,8 @@ def _lines(stream: BinaryIO, delimiter: bytes) -> Iterator[Any]:
 def _last_end(rows: bytes, delimiter: bytes) -> int:
     """Where the last whole row ends; ends of lines in quotes are none. 0 where no row is whole."""
     quoted = re.compile(rb'(?:\A|(?<=[\n\r%b]))"(?:[^"]++|"")*+(?:"|\Z)' % re.escape(delimiter))
-    spans = [value.span() for value in quoted.finditer(rows) if b"\n" in value[0] or b"\r" in value[0]]
+    values = quoted.finditer(rows) if b'"' in rows else ()
+    spans = [value.span() for value in values if b"\n" in value[0] or b"\r" in value[0]]
     end = max(rows.rfind(b"\n"), rows.rfind(b"\r"))
     for start, stop in reversed(spans):
         if end >= stop:
